@@ -1,0 +1,69 @@
+"""Errors that a reader can act on.
+
+Every error of this package says where it happened, what was found, what was expected and
+what to do. A cohort run catches `CSpineError`, lists the study with the message as its
+reason, and goes on; anything else that escapes is a bug.
+"""
+
+from __future__ import annotations
+
+import os
+
+
+class CSpineError(Exception):
+    """Base of all errors of this package.
+
+    Parameters
+    ----------
+    where : the file, folder or argument at fault
+    found : what is there
+    expected : what should be there
+    remedy : what the reader can do about it
+    """
+
+    def __init__(self, where: str | os.PathLike, *, found: str, expected: str, remedy: str):
+        self.where, self.found, self.expected, self.remedy = str(where), found, expected, remedy
+        super().__init__(f"{self.where}: found {found}; expected {expected}. What to do: {remedy}")
+
+    def __reduce__(self):  # keyword-only arguments do not survive the default pickling of exceptions
+        return _rebuild, (type(self), self.where, self.found, self.expected, self.remedy)
+
+
+def _rebuild(kind, where, found, expected, remedy):
+    return kind(where, found=found, expected=expected, remedy=remedy)
+
+
+class DatasetError(CSpineError):
+    """The RSNA-2022 folder or one of its tables does not have the expected form."""
+
+
+class StudyError(CSpineError):
+    """A study id is unknown, unsafe, or has no images."""
+
+
+class SeriesError(CSpineError):
+    """A DICOM series cannot be read as one evenly spaced CT volume."""
+
+
+class MaskError(CSpineError):
+    """A label map cannot be read, or holds something other than labels."""
+
+
+class GridMismatch(MaskError):
+    """A label map lies on another grid than the CT volume it should describe."""
+
+
+class StackError(CSpineError):
+    """A study cannot be turned into a six-channel stack, or a store is inconsistent."""
+
+
+class ModelError(CSpineError):
+    """A model was asked for a shape or an option that it cannot have."""
+
+
+class TrainingError(CSpineError):
+    """Training cannot start or go on."""
+
+
+class ParameterError(CSpineError):
+    """A function, notebook or command line was given a name or value that it does not take."""
