@@ -61,7 +61,7 @@ def grid_map(source_affine: np.ndarray, target_affine: np.ndarray) -> np.ndarray
     return np.linalg.inv(target_affine) @ source_affine
 
 
-def axis_permutation(mapping: np.ndarray, tolerance: float = 1e-3):
+def axis_permutation(mapping: np.ndarray, tolerance: float = 1e-2):
     """Read a grid map as a reordering of axes, or return None.
 
     Parameters
@@ -89,6 +89,6 @@ def describe_grid(shape, affine: np.ndarray) -> str:
     """One line on a voxel grid, for messages: shape, spacing, axis codes, first voxel's place."""
     spacing = " x ".join(f"{s:.3f}" for s in np.linalg.norm(affine[:3, :3], axis=0))
     origin = ", ".join(f"{v:.2f}" for v in affine[:3, 3])
-    codes = "".join(code or "?" for code in nib.aff2axcodes(affine))
+    codes = "".join(code or "?" for code in nib.aff2axcodes(affine)) if np.isfinite(affine).all() else "undefined"
     size = " x ".join(str(n) for n in shape)
     return f"grid {size}, spacing {spacing} mm, axes {codes}, first voxel at RAS ({origin}) mm"

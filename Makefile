@@ -1,0 +1,60 @@
+# The course's commands. `make help` lists them.
+# Each target does all it needs: on a fresh machine the first one builds the environment.
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3 || command -v python)
+VENV   := .venv
+BIN    := $(VENV)/bin
+READY  := $(VENV)/ready
+DATA   ?= data/phantom
+
+# Kernels that nobody listens to must not write a history or ask questions; plots need no screen.
+export MPLBACKEND ?= agg
+export PYTHONWARNINGS ?= default
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help course test unit notebooks-test lint lab outputs doctor clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
+	@echo "  make course DATA=/path/to/rsna-2022 runs the same notebooks on the real folder."
+
+doctor: ## is this machine ready? (downloads nothing)
+	@test -n "$(PYTHON)" || { echo "doctor: no Python was found: install Python 3.11 and call make again." >&2; exit 1; }
+	@"$(PYTHON)" cspine_utils/doctor.py
+
+# The environment is ready when this file is newer than what it was built from. A half-built one has no such file.
+$(READY): pyproject.toml .ci/constraints.txt
+	@$(MAKE) --no-print-directory doctor
+	@echo "environment: building $(VENV) (about 2 GB, one to three minutes)"
+	@"$(PYTHON)" -m venv --clear $(VENV)
+	@$(BIN)/python -m pip install --quiet --constraint .ci/constraints.txt --editable '.[test]'
+	@touch $(READY)
+
+course: $(READY) ## environment, synthetic cohort, all notebooks in order, figures, final table
+	@$(BIN)/python -m cspine_utils.course --data "$(DATA)"
+
+test: lint unit notebooks-test ## unit tests, then the notebooks against their stored outputs
+
+lint: $(READY) ## ruff: errors, imports, formatting
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+unit: $(READY) ## unit tests
+	$(BIN)/python -m pytest tests
+
+notebooks-test: $(READY) ## run every notebook again and compare it with its stored outputs
+	@$(BIN)/python -m cspine_utils.course --cohort-only
+	$(BIN)/python -m pytest --nbval-current-env --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+		--nbval-cell-timeout=300 $(filter-out notebooks/06_%,$(sort $(wildcard notebooks/*.ipynb)))
+	$(BIN)/python -m pytest --nbval-current-env --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg \
+		--nbval-cell-timeout=300 $(wildcard notebooks/06_*.ipynb)
+
+lab: $(READY) ## open JupyterLab on the notebooks (token on, this machine only)
+	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. notebooks
+
+outputs: $(READY) ## for authors: run the notebooks in place and keep their outputs
+	@$(BIN)/python -m cspine_utils.course --in-place
+
+clean: ## remove the environment and everything that the course made
+	rm -rf $(VENV) data/phantom data/prepared data/runs .pytest_cache .ruff_cache .hypothesis *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,197 @@
+"""The RSNA-2022 folder: which studies there are, what the tables say, where each file is.
+
+    root/train.csv                                  StudyInstanceUID, patient_overall, C1 ... C7
+    root/train_bounding_boxes.csv                   StudyInstanceUID, x, y, width, height, slice_number
+    root/train_images/<StudyInstanceUID>/<n>.dcm    n counts from 1 (ten real studies have no 1.dcm)
+    root/segmentations/<StudyInstanceUID>.nii       87 of the 2,019 real studies
+
+The synthetic cohort has the same form, so nothing after this room knows which one it reads.
+Form as described by the competition's data page; counts as in the published tables.
+"""
+
+from __future__ import annotations
+
+import re
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from cspine_utils.anatomy import LEVELS, TARGETS
+from cspine_utils.errors import DatasetError, StudyError
+
+STUDY_COLUMN = "StudyInstanceUID"
+BOX_COLUMNS = ("x", "y", "width", "height", "slice_number")
+
+# Letters, digits, dot, minus and underscore, first a letter or digit: such a name has no separator
+# and is never "..", so joining it to a folder cannot lead out of that folder.
+_SAFE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+
+
+class RsnaDataset:
+    """A folder in the form that Kaggle ships.
+
+    Parameters
+    ----------
+    root : the folder that holds `train.csv`
+
+    Attributes
+    ----------
+    studies : StudyInstanceUIDs as str, in the order of `train.csv`
+    labels : DataFrame, index = study, columns = `anatomy.TARGETS`, 0 or 1
+    boxes : DataFrame, index = study (repeated), columns x, y, width, height in pixels and
+        slice_number, the file number of the slice
+
+    Raises
+    ------
+    DatasetError : a table or folder is missing or does not have the expected form
+    StudyError : (from the methods) an unknown study, or one without images
+    """
+
+    def __init__(self, root):
+        self.root = Path(root)
+        if not self.root.is_dir():
+            raise DatasetError(
+                self.root,
+                found="a file" if self.root.exists() else "no such folder",
+                expected="a folder in RSNA-2022 form",
+                remedy="name the folder that holds train.csv, or make the synthetic cohort with "
+                "`python -m cspine_utils.phantom --out data/phantom --studies 48 --seed 2022`.",
+            )
+        for name in ("train_images", "segmentations"):
+            if not (self.root / name).is_dir():
+                raise DatasetError(
+                    self.root / name,
+                    found="no such folder",
+                    expected=f"the folder {name}/ of the RSNA-2022 form",
+                    remedy="finish the download or unpack it fully; if there really are no label maps, "
+                    "make an empty folder segmentations/.",
+                )
+        self.labels = self._read_labels()
+        self.boxes = self._read_boxes()
+
+    @cached_property
+    def studies(self) -> list[str]:
+        return list(self.labels.index)
+
+    def series_dir(self, study: str) -> Path:
+        """The folder of the study's DICOM files. It exists."""
+        folder = self.root / "train_images" / self._known(study)
+        if not folder.is_dir():
+            raise StudyError(
+                folder,
+                found="no such folder",
+                expected=f"the DICOM files of study {study}, which train.csv lists",
+                remedy="download this study, or leave it out: a cohort run lists it and goes on.",
+            )
+        return folder
+
+    def mask_path(self, study: str) -> Path | None:
+        """The study's label map, or None where there is none."""
+        path = self.root / "segmentations" / f"{self._known(study)}.nii"
+        return path if path.is_file() else None
+
+    def _known(self, study: str) -> str:
+        if study not in self.labels.index:
+            raise StudyError(
+                self.root / "train.csv",
+                found=f"no study {study!r}",
+                expected=f"one of its {len(self.labels)} studies",
+                remedy="take an id from dataset.studies.",
+            )
+        return study
+
+    def _read_labels(self) -> pd.DataFrame:
+        path = self.root / "train.csv"
+        table = _read_table(path, (STUDY_COLUMN, *TARGETS))
+        repeated = table.index[table.index.duplicated()]
+        if len(repeated):
+            raise DatasetError(
+                path,
+                found=f"study {repeated[0]} {int((table.index == repeated[0]).sum())} times",
+                expected="one row a study",
+                remedy="remove the repeated rows; two rows could put one patient on both sides of a split.",
+            )
+        table = _whole_numbers(path, table[list(TARGETS)], allowed=(0, 1))
+        inconsistent = table.index[table["patient_overall"] != table[list(LEVELS)].max(axis=1)]
+        if len(inconsistent):
+            raise DatasetError(
+                path,
+                found=f"study {inconsistent[0]} with patient_overall different from 'any of C1 ... C7'",
+                expected="patient_overall = 1 exactly where a level is 1, as in all 2,019 real rows",
+                remedy="check that the columns were not reordered or edited.",
+            )
+        return table
+
+    def _read_boxes(self) -> pd.DataFrame:
+        path = self.root / "train_bounding_boxes.csv"
+        table = _read_table(path, (STUDY_COLUMN, *BOX_COLUMNS))[list(BOX_COLUMNS)]
+        unknown = table.index.difference(self.labels.index)
+        if len(unknown):
+            raise DatasetError(
+                path,
+                found=f"boxes of study {unknown[0]}",
+                expected="boxes of studies that train.csv lists",
+                remedy="take both tables from the same download.",
+            )
+        numbers = table.apply(pd.to_numeric, errors="coerce")
+        if numbers.isna().any(axis=None):
+            row = numbers.isna().any(axis=1).to_numpy().argmax()
+            raise DatasetError(
+                path,
+                found=f"something other than a number in data row {row + 1}",
+                expected="numbers in " + ", ".join(BOX_COLUMNS),
+                remedy="take the table from a fresh download.",
+            )
+        return numbers.astype({"slice_number": int})
+
+
+def _read_table(path: Path, columns) -> pd.DataFrame:
+    """Read a CSV, check its columns and study ids, index it by study."""
+    if not path.is_file():
+        raise DatasetError(
+            path,
+            found="no such file",
+            expected=f"a table with the columns {', '.join(columns)}",
+            remedy="name the folder that Kaggle's archive unpacks to; this file lies at its top.",
+        )
+    try:
+        table = pd.read_csv(path, dtype={STUDY_COLUMN: str})
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        raise DatasetError(
+            path,
+            found=f"a file that is no CSV table ({error})",
+            expected=f"columns {', '.join(columns)}",
+            remedy="take the table from a fresh download.",
+        ) from error
+    missing = [column for column in columns if column not in table.columns]
+    if missing:
+        raise DatasetError(
+            path,
+            found=f"no column {', '.join(missing)} (columns: {', '.join(map(str, table.columns))})",
+            expected=f"columns {', '.join(columns)}",
+            remedy="take the table from a fresh download, or rename its columns.",
+        )
+    for study in table[STUDY_COLUMN]:
+        if not isinstance(study, str) or not _SAFE_ID.fullmatch(study):
+            raise StudyError(
+                path,
+                found=f"the study id {study!r}",
+                expected="letters, digits, '.', '-' and '_' only, so that no id can lead out of the folder",
+                remedy="correct the id in the table.",
+            )
+    return table.set_index(STUDY_COLUMN)
+
+
+def _whole_numbers(path: Path, table: pd.DataFrame, allowed) -> pd.DataFrame:
+    wrong = ~table.isin(allowed)
+    if wrong.any(axis=None):
+        column = wrong.any().idxmax()
+        study = wrong[column].idxmax()
+        raise DatasetError(
+            path,
+            found=f"{table.loc[study, column]!r} for study {study}, column {column}",
+            expected=" or ".join(map(str, allowed)),
+            remedy="correct the cell; a study without a label cannot be used for training.",
+        )
+    return table.astype(int)

@@ -1,0 +1,132 @@
+"""Look at every study before using any: headers only, one row a study, a verdict with its reason.
+
+A bad study never stops the cohort: it is listed with what is wrong and what to do. Splits are by
+study, since all slices of a study show the same patient and carry the same label.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from tqdm import tqdm
+
+from cspine_utils.dicom import read_headers, series_geometry
+from cspine_utils.errors import CSpineError, ParameterError
+
+SURVEY_COLUMNS = (
+    "verdict",
+    "reason",
+    "files",
+    "first_number",
+    "direction",
+    "rows",
+    "columns",
+    "pixel_mm",
+    "step_mm",
+    "thickness_mm",
+    "transfer_syntax",
+    "has_mask",
+)
+
+
+def survey(dataset, *, progress: bool = True) -> pd.DataFrame:
+    """Read the headers of every study.
+
+    Parameters
+    ----------
+    dataset : RsnaDataset
+
+    Returns
+    -------
+    DataFrame, index study, columns `SURVEY_COLUMNS`: verdict "use" or "reject" with a reason in words;
+    direction "head -> feet" or "feet -> head" as the files are numbered; lengths in mm. A rejected
+    study keeps its row, with the values that could not be read left empty.
+    """
+    rows = {}
+    for study in tqdm(dataset.studies, desc="headers", unit="study", disable=not progress):
+        row = dict.fromkeys(SURVEY_COLUMNS)
+        row["has_mask"] = dataset.mask_path(study) is not None
+        try:
+            row |= _describe(dataset.series_dir(study))
+            row |= {"verdict": "use", "reason": ""}
+        except CSpineError as error:
+            row |= {"verdict": "reject", "reason": str(error)}
+        rows[study] = row
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=list(SURVEY_COLUMNS))
+    table.index.name = "study"
+    return table
+
+
+def _describe(series_dir) -> dict:
+    headers = read_headers(series_dir)
+    geometry = series_geometry(headers)
+    numbered = {int(h.path.stem): h for h in headers if h.path.stem.isdecimal()}
+    first = headers[0]
+    return {
+        "files": len(headers),
+        "first_number": min(numbered) if numbered else None,
+        "direction": _direction(numbered),
+        "rows": first.rows,
+        "columns": first.columns,
+        "pixel_mm": first.pixel_spacing_mm[1],
+        "step_mm": float(np.median(geometry.gaps_mm)),
+        "thickness_mm": first.thickness_mm,
+        "transfer_syntax": first.transfer_syntax.name,
+    }
+
+
+def _direction(numbered: dict) -> str:
+    """Which way the file numbers run: DICOM's z grows toward the head."""
+    if len(numbered) < 2:
+        return "not numbered"
+    first, last = numbered[min(numbered)], numbered[max(numbered)]
+    return "head -> feet" if first.position_mm[2] > last.position_mm[2] else "feet -> head"
+
+
+def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np.random.Generator) -> dict:
+    """Deal studies out to named parts, each study to one part, with like shares of fractured studies.
+
+    Parameters
+    ----------
+    studies : ids, each once
+    labels : DataFrame indexed by study with the column `patient_overall`
+    sizes : part -> number of studies, e.g. {"train": 70, "validation": 14, "test": 2}; studies that are
+        left over are in no part
+
+    Returns
+    -------
+    dict part -> list of ids. Fractured and intact studies are shuffled apart and then interleaved in
+    proportion, so that each part gets its share of both.
+
+    Raises
+    ------
+    ParameterError : a study appears twice, or the sizes ask for more studies than there are
+    """
+    studies = list(studies)
+    if len(set(studies)) != len(studies):
+        twice = next(s for s in studies if studies.count(s) > 1)
+        raise ParameterError(
+            "studies",
+            found=f"study {twice} more than once",
+            expected="each study once, or one patient could be on both sides of the split",
+            remedy="pass study ids, not slices; remove repeats.",
+        )
+    if sum(sizes.values()) > len(studies) or min(sizes.values()) < 1:
+        raise ParameterError(
+            "sizes",
+            found=f"{sizes} for {len(studies)} studies",
+            expected=f"parts of at least one study that add up to at most {len(studies)}",
+            remedy="ask for smaller parts, or make a larger cohort.",
+        )
+    overall = labels.loc[studies, "patient_overall"].to_numpy()
+    place = np.empty(len(studies))
+    for value in (0, 1):
+        members = np.flatnonzero(overall == value)
+        # Members of each class sit evenly along 0 ... 1, so any run of the line holds both in proportion.
+        place[generator.permutation(members)] = (np.arange(len(members)) + generator.random()) / max(len(members), 1)
+    line = [studies[i] for i in np.argsort(place, kind="stable")]
+    parts, start = {}, 0
+    for part, size in sizes.items():
+        parts[part] = line[start : start + size]
+        start += size
+    return parts

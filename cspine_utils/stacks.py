@@ -1,0 +1,285 @@
+"""From a volume and its mask to the course's tensor: 105 frames of six channels.
+
+Of the 210 slices over C1-C7, counted from 1 as DICOM files are, every odd slice n gives one frame:
+channels 0-4 = slices n-2 ... n+2 in HU, channel 5 = the mask of slice n. The borders repeat the first
+and the last slice; an index never wraps around to the other end of the neck.
+
+The 210 slices are resampled over the C1-C7 extent, because nine of the 87 real label maps have fewer
+than 210 slices and 210 consecutive slices cover a median 70 % of a segmented study. Where the extent
+is 210 slices exactly, resampling changes nothing and the frames are the stored slices.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
+from cspine_utils.dicom import read_series
+from cspine_utils.errors import CSpineError, StackError
+from cspine_utils.nifti import read_mask
+from cspine_utils.volume import Volume
+
+FRAMES = 105
+CHANNELS = 6
+#: Slices beside the centre slice n of a frame.
+NEIGHBOURS = (-2, -1, 0, 1, 2)
+
+#: (level, width) in HU, as radiologists name a window.
+WINDOWS = {"bone": (400, 1800), "soft": (40, 400), "wide": (500, 3000)}
+
+
+def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
+    """Positions of `count` slices, evenly spaced from the first to the last slice that shows C1-C7.
+
+    Parameters
+    ----------
+    mask : uint8 `(d, h, w)`, head -> feet, 1-7 = C1-C7; other labels are ignored
+    count : at least 2
+
+    Returns
+    -------
+    float64 `(count,)`, increasing, in slice indices from 0 of the volume; whole numbers where the
+    extent is exactly `count` slices
+
+    Raises
+    ------
+    StackError : the mask shows none of C1-C7, or on one slice only
+    """
+    shown = np.flatnonzero(np.isin(mask, CERVICAL_IDS).any(axis=(1, 2)))
+    if len(shown) == 0 or shown[0] == shown[-1]:
+        raise StackError(
+            "mask",
+            found="no label from C1 to C7" if len(shown) == 0 else f"C1-C7 on slice {shown[0]} only",
+            expected="labels 1-7 on at least two slices",
+            remedy="check that the label map belongs to this study and that its labels are 1-7 for C1-C7.",
+        )
+    return np.linspace(shown[0], shown[-1], count)
+
+
+def resample_slices(volume: Volume, mask: np.ndarray, count: int = 2 * FRAMES, size=None):
+    """The `count` slices over C1-C7 and their masks, in plane resized to `size`.
+
+    HU are interpolated linearly, between slices and (with antialiasing) in plane; the mask takes the nearest
+    voxel in both, so that no label is invented.
+
+    Returns
+    -------
+    (hu, labels) : int16 and uint8, each `(count, h, w)`
+    """
+    if mask.shape != volume.shape:
+        raise StackError(
+            "mask",
+            found=f"shape {mask.shape}",
+            expected=f"the volume's shape {volume.shape}",
+            remedy="read the mask with nifti.read_mask(path, volume), which places it on the volume's grid.",
+        )
+    positions = cervical_slices(mask, count)
+    below = np.floor(positions).astype(int)
+    above = np.minimum(below + 1, len(volume.hu) - 1)
+    weight = (positions - below)[:, None, None].astype(np.float32)
+    nearest = np.floor(positions + 0.5).astype(int)
+    labels = mask[nearest]
+    height, width = _pair(size, volume.shape[1:])
+    hu = np.empty((count, height, width), dtype=np.int16)
+    for i in range(count):  # slice by slice: a whole float32 study of 512 x 512 would need 220 MB
+        slice_hu = volume.hu[below[i]] * (1 - weight[i]) + volume.hu[above[i]] * weight[i]
+        hu[i] = np.rint(_resize(slice_hu, (height, width)))
+    rows, columns = (_nearest_index(n, m) for n, m in zip(mask.shape[1:], (height, width), strict=True))
+    return hu, np.ascontiguousarray(labels[:, rows][:, :, columns])
+
+
+def gather_six(hu: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Six channels for every odd slice (counted from 1) of the resampled slices.
+
+    Parameters
+    ----------
+    hu, labels : `(2 f, h, w)` from `resample_slices`
+
+    Returns
+    -------
+    float32 `(f, 6, h, w)`: channels 0-4 in HU, channel 5 the label id of the centre slice
+    """
+    centres = np.arange(0, len(hu), 2)  # slices 1, 3, 5 ... counted from 1
+    stack = np.empty((len(centres), CHANNELS, *hu.shape[1:]), dtype=np.float32)
+    for channel, offset in enumerate(NEIGHBOURS):
+        # np.clip repeats the border slice; a bare index -1 would silently take the last slice of the neck.
+        stack[:, channel] = hu[np.clip(centres + offset, 0, len(hu) - 1)]
+    stack[:, -1] = labels[centres]
+    return stack
+
+
+def six_channel(volume: Volume, mask: np.ndarray, frames: int = FRAMES, size=None) -> np.ndarray:
+    """The study's tensor, in HU and label ids.
+
+    Parameters
+    ----------
+    volume, mask : on the same grid, `(d, h, w)`
+    frames : f; twice as many slices are laid over C1-C7
+    size : in-plane pixels, one number or (h, w); None keeps the volume's
+
+    Returns
+    -------
+    float32 `(frames, 6, h, w)`: for every odd slice n of the 2 f: HU of n-2, n-1, n, n+1, n+2 (border
+    slices repeated, never wrapped), label id of n
+
+    Raises
+    ------
+    StackError : mask empty or not on the volume's grid
+    """
+    return gather_six(*resample_slices(volume, mask, 2 * frames, size))
+
+
+def apply_window(hu, level: float, width: float):
+    """HU -> 0 ... 1, clipped; `level` is the HU in the middle, `width` the HU from black to white."""
+    return ((hu - (level - width / 2)) / width).clip(0, 1)
+
+
+def normalise(stack, window: str = "bone"):
+    """What a network gets: channels 0-4 windowed to 0 ... 1, the mask channel label / 7 for C1-C7, else 0.
+
+    One fixed window for all studies: minimum-maximum scaling per slice would let a tooth filling decide
+    the contrast of the bone beside it. Takes and gives `(f, 6, h, w)` (array or tensor).
+    """
+    out = stack.clone() if isinstance(stack, torch.Tensor) else stack.copy()
+    out[:, :-1] = apply_window(stack[:, :-1], *WINDOWS[window])
+    labels = stack[:, -1]
+    out[:, -1] = labels * (labels <= CERVICAL_IDS[-1]) / CERVICAL_IDS[-1]
+    return out
+
+
+def prepare(dataset, studies, out, *, size, count: int = 2 * FRAMES, progress: bool = True) -> pd.DataFrame:
+    """Write each study's resampled slices and mask once; stacks are gathered from them when loaded.
+
+    A study that cannot be prepared is listed with its reason and the run goes on. A study that is
+    already there with the same settings and unchanged source files is not made again, and each is
+    written under a temporary name and renamed, so a killed run leaves nothing half-written.
+
+    Parameters
+    ----------
+    dataset : RsnaDataset
+    studies : ids
+    out : folder; a study becomes `<study>.npz` with `hu` int16, `labels` uint8 `(count, h, w)`
+    size : in-plane pixels
+
+    Returns
+    -------
+    DataFrame, index study, columns `status` ("made", "kept" or "failed") and `reason`
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    rows = {}
+    bar = tqdm(studies, desc="stacks", unit="study", disable=not progress)
+    for study in bar:
+        try:
+            rows[study] = (_prepare_one(dataset, study, out, size, count), "")
+        except CSpineError as error:
+            rows[study] = ("failed", str(error))
+    table = pd.DataFrame.from_dict(rows, orient="index", columns=["status", "reason"])
+    table.index.name = "study"
+    return table
+
+
+class StackDataset(torch.utils.data.Dataset):
+    """Prepared studies as training samples: x float32 `(f, 6, h, w)`, y float32 `(8,)`.
+
+    Parameters
+    ----------
+    store : folder written by `prepare`
+    labels : DataFrame indexed by study with the columns `anatomy.TARGETS`; one sample a row
+    window : a key of `WINDOWS`
+    blank_mask : set the mask channel to zero (a control: the mask is an input too)
+    """
+
+    def __init__(self, store, labels: pd.DataFrame, *, window: str = "bone", blank_mask: bool = False):
+        self.store, self.window, self.blank_mask = Path(store), window, blank_mask
+        self.studies = list(labels.index)
+        self.targets = torch.tensor(labels[list(TARGETS)].to_numpy(), dtype=torch.float32)
+        absent = [study for study in self.studies if not _file(self.store, study).is_file()]
+        if absent:
+            raise StackError(
+                self.store,
+                found=f"no stack of {len(absent)} studies, the first {absent[0]}",
+                expected=f"the stacks of all {len(self.studies)} studies",
+                remedy="run stacks.prepare for them and leave out those that it lists as failed.",
+            )
+
+    def __len__(self) -> int:
+        return len(self.studies)
+
+    def __getitem__(self, index: int):
+        with np.load(_file(self.store, self.studies[index])) as file:
+            stack = gather_six(file["hu"], file["labels"])
+        x = torch.from_numpy(normalise(stack, self.window))
+        if self.blank_mask:
+            x[:, -1] = 0
+        return x, self.targets[index]
+
+
+def _prepare_one(dataset, study: str, out: Path, size, count: int) -> str:
+    path = _file(out, study)
+    mask_path = dataset.mask_path(study)
+    if mask_path is None:
+        raise StackError(
+            dataset.root / "segmentations" / f"{study}.nii",
+            found="no label map",
+            expected="a label map that says where C1-C7 are",
+            remedy="leave this study out, or predict a mask for it.",
+        )
+    source = _fingerprint(dataset.series_dir(study), mask_path, size, count)
+    if path.is_file() and _stored_source(path) == source:
+        return "kept"
+    volume = read_series(dataset.series_dir(study))
+    hu, labels = resample_slices(volume, read_mask(mask_path, volume), count, size)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with open(temporary, "wb") as file:
+        np.savez(file, hu=hu, labels=labels, source=np.array(source))
+    os.replace(temporary, path)
+    return "made"
+
+
+def _fingerprint(series_dir: Path, mask_path: Path, size, count: int) -> str:
+    """Changes when a source file or a setting does. Names, sizes and times: hashing 300 GB takes hours."""
+    files = sorted(series_dir.iterdir()) + [mask_path]
+    facts = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    return hashlib.sha256(json.dumps([1, list(_pair(size, (0, 0))), count, facts]).encode()).hexdigest()
+
+
+def _stored_source(path: Path) -> str | None:
+    try:
+        with np.load(path) as file:
+            return str(file["source"])
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: make it again
+        return None
+
+
+def _file(store: Path, study: str) -> Path:
+    return store / f"{study}.npz"
+
+
+def _pair(size, default) -> tuple[int, int]:
+    if size is None:
+        return tuple(default)
+    return (size, size) if isinstance(size, int) else tuple(size)
+
+
+def _nearest_index(source: int, target: int) -> np.ndarray:
+    """Index of the source pixel whose centre lies nearest to each target pixel's centre."""
+    return np.minimum(((np.arange(target) + 0.5) * source / target).astype(int), source - 1)
+
+
+def _resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Linear with antialiasing: a plain linear resize of 512 to 64 pixels would skip most of the thin cortex."""
+    if image.shape == shape:
+        return image
+    tensor = torch.from_numpy(image)[None, None]
+    return F.interpolate(tensor, size=shape, mode="bilinear", antialias=True, align_corners=False)[0, 0].numpy()
