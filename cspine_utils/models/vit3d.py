@@ -109,7 +109,7 @@ class ViT3D(nn.Module):
     ):
         super().__init__()
         self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.config["size"] = (size, size) if isinstance(size, int) else tuple(size)
+        self.config["size"] = tuple(size) if isinstance(size, tuple | list) else (size, size)
         _check_config(**self.config)
         height, width = self.config["size"]
         self.input_shape = (frames, channels, height, width)

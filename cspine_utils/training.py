@@ -1,0 +1,450 @@
+"""Fit a model to studies so that the same seed gives the same numbers, and a killed run goes on where it was.
+
+A dataset here is a torch Dataset of studies: `dataset[i]` is `(x, y)` with x float `(f, c, h, w)` and y float `(8,)`
+in the order of `anatomy.TARGETS`. The loss is binary cross-entropy on logits, mean over studies and targets: the
+plain BCE of `metrics`.
+
+All randomness of epoch k (order of studies, dropout, whatever a dataset draws from torch) is seeded by base seed + k.
+So epoch k does not depend on how the process came there, and resuming needs no saved generator states.
+
+What a run leaves in its folder:
+
+* `history.csv`: one row an epoch, from epoch 0 = before training
+* `history.json`: the same with the settings and the best epoch
+* `best.pt`: weights at the lowest validation loss (the earliest, if several; epoch 0 counts)
+* `last.pt`: weights, optimizer and history after the latest finished epoch
+
+Every file is written under a temporary name and then renamed, so a kill leaves the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from cspine_utils.anatomy import TARGETS
+from cspine_utils.errors import ParameterError, TrainingError
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingResult:
+    """What `fit` found.
+
+    Attributes
+    ----------
+    history : one row an epoch: epoch, train_loss, validation_loss, learning_rate, seconds. Row 0 is the untrained
+        model (its train_loss in eval mode). Later, train_loss is the mean over studies **while** the weights moved and
+        dropout was on, so it lags behind the validation loss, which is measured in eval mode after the epoch.
+    best_epoch, best_validation_loss : where the validation loss was lowest; 0 means that training helped nothing
+    best_train_loss : train loss in eval mode with the best epoch's weights: compare this with best_validation_loss
+    seconds : all epochs together, those before an interruption included
+    resumed_from : the last epoch that was found finished on disk, or None for a fresh start
+    out : the run's folder
+    """
+
+    history: pd.DataFrame
+    best_epoch: int
+    best_validation_loss: float
+    best_train_loss: float
+    seconds: float
+    resumed_from: int | None
+    out: Path
+
+
+def fit(
+    model: nn.Module,
+    train: Dataset,
+    validation: Dataset,
+    *,
+    out: str | os.PathLike,
+    epochs: int,
+    batch_size: int = 2,
+    learning_rate: float = 3e-4,
+    gamma: float = 1.0,
+    weight_decay: float = 1e-4,
+    clip: float | None = 1.0,
+    generator: torch.Generator,
+    base_rates=None,
+    progress: bool = True,
+    patience: int | None = None,
+    data_settings: Mapping | None = None,
+) -> TrainingResult:
+    """Train with AdamW and leave the model, in eval mode, with the weights of its **best** epoch.
+
+    Parameters
+    ----------
+    model : `(b, f, c, h, w)` -> logits `(b, 8)`; stays on its device
+    train, validation : datasets of studies, see above; no study may be in both
+    out : the run's folder, made if need be. If it holds an unfinished run of the same settings, that run goes on
+        and ends with the same weights and history as an undisturbed one; a finished run is returned as it is.
+    epochs : passes over `train`; 0 only measures the untrained model
+    batch_size : studies a step; the last batch of an epoch may be smaller
+    learning_rate, gamma : epoch k = 1, 2, ... uses learning_rate * gamma ** (k - 1). The published setting this course
+        starts from, "Batch 2, LR 3e-4, S 0.1", does not say what S is; we read it as this factor, an assumption.
+    weight_decay, clip : AdamW's decay; largest gradient norm, None for no limit
+    generator : one number is drawn from it as the base seed. To resume, pass a generator in the same state again.
+    base_rates : `(8,)`, given to `model.set_base_rates` before epoch 0
+    progress : show a plain text bar on stdout
+    patience : stop after so many epochs without a new lowest validation loss; None never stops early
+    data_settings : whatever else must be equal for a run to be resumed (fold, mask, store), as JSON values. The data
+        are not inspected beyond their lengths, and neither are the initial weights.
+
+    Raises
+    ------
+    TrainingError : empty dataset, wrong or unusable targets, a loss that is not finite, a folder with another run
+    ParameterError : a setting of the wrong type or out of range
+    """
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "gamma": gamma,
+        "weight_decay": weight_decay,
+        "clip": clip,
+        "patience": patience,
+        "seed": int(torch.randint(2**53, (), generator=generator)),  # 53 bits survive JSON in every reader
+        "base_rates": None if base_rates is None else [float(rate) for rate in base_rates],
+        "train_studies": _count(train, "train"),
+        "validation_studies": _count(validation, "validation"),
+        "model": _describe(model),
+        "data": dict(data_settings or {}),
+    }
+    _check_settings(settings)
+    run = _Run(Path(out), settings, model)
+    resumed_from = run.resume()
+    # Forked: the caller's own random numbers go on as if fit had not been called.
+    with torch.random.fork_rng(devices=_cuda_devices(model)), _bar(run, progress) as bar:
+        while (epoch := run.next_epoch()) is not None:
+            start = time.perf_counter()
+            torch.manual_seed(run.settings["seed"] + epoch)
+            rate = learning_rate * gamma ** (epoch - 1) if epoch else 0.0
+            if epoch:
+                train_loss = _train_epoch(model, run.optimizer, train, batch_size, rate, clip, epoch, bar)
+            else:
+                if base_rates is not None:
+                    _set_base_rates(model, base_rates)
+                train_loss = mean_loss(model, train, batch_size)
+            validation_loss = mean_loss(model, validation, batch_size)
+            bar.set_postfix(epoch=epoch, validation=f"{validation_loss:.4f}")
+            run.record(
+                epoch=epoch,
+                train_loss=train_loss,
+                validation_loss=validation_loss,
+                learning_rate=rate,
+                seconds=time.perf_counter() - start,
+            )
+        run.go_to_best(train)
+    return TrainingResult(
+        history=pd.DataFrame(run.history),
+        best_epoch=run.best["epoch"],
+        best_validation_loss=run.best["validation_loss"],
+        best_train_loss=run.best_train_loss,
+        seconds=sum(row["seconds"] for row in run.history),
+        resumed_from=resumed_from,
+        out=run.out,
+    )
+
+
+def predict(model: nn.Module, dataset: Dataset, batch_size: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and probabilities of every study, in the dataset's order: `(y, p)`, each float64 `(n, 8)`.
+
+    The model is run in eval mode and left in the mode it was in.
+    """
+    y, logits = _evaluate(model, dataset, batch_size)
+    return y.numpy(), torch.sigmoid(logits).numpy()
+
+
+def mean_loss(model: nn.Module, dataset: Dataset, batch_size: int = 2) -> float:
+    """Binary cross-entropy in eval mode, mean over studies and targets, in nats."""
+    y, logits = _evaluate(model, dataset, batch_size)
+    return float(F.binary_cross_entropy_with_logits(logits, y))
+
+
+def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
+    """Put the weights of a `best.pt` or `last.pt` into a model of the same form; returns it in eval mode.
+
+    Raises TrainingError if the file is no checkpoint of ours or belongs to a model of another form.
+    """
+    weights = _read(Path(path))["model"]
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise TrainingError(
+            path,
+            found=f"weights of another form ({' '.join(str(error).split())[:300]})",
+            expected=f"weights of {type(model).__name__} as it was built here",
+            remedy="build the model with the settings listed in the run's history.json",
+        ) from error
+    return model.eval()
+
+
+class _Run:
+    """One run in memory and on disk: model, optimizer, history, settings."""
+
+    def __init__(self, out: Path, settings: dict, model: nn.Module):
+        self.out, self.model = out, model
+        self.settings = json.loads(json.dumps(settings))  # as they come back from a file: tuples as lists
+        self.optimizer = torch.optim.AdamW(
+            model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
+        )
+        self.history: list[dict] = []
+        self.best_train_loss: float | None = None
+
+    @property
+    def best(self) -> dict:
+        return min(self.history, key=lambda row: row["validation_loss"])  # min keeps the earliest of equals
+
+    def next_epoch(self) -> int | None:
+        """The epoch to run now, or None if the run is finished."""
+        done, patience = len(self.history), self.settings["patience"]
+        stale = patience is not None and done > 0 and done - 1 - self.best["epoch"] >= patience
+        return None if stale or done > self.settings["epochs"] else done
+
+    def resume(self) -> int | None:
+        """Take up the folder's run if there is one: its last finished epoch, or None. Refuse another run's folder."""
+        path = self.out / "last.pt"
+        if not path.exists():
+            self.out.mkdir(parents=True, exist_ok=True)
+            return None
+        state = _read(path)
+        _check_same(path, state["settings"], self.settings)
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history, self.best_train_loss = state["history"], state["best_train_loss"]
+        return self.history[-1]["epoch"]
+
+    def record(self, **row) -> None:
+        """Write down a finished epoch."""
+        self.history.append(row)
+        # best.pt before last.pt: killed in between, the epoch is done again and best.pt is rewritten with the same
+        # weights. The other way round, a best epoch could count as finished with its weights lost.
+        if self.best is row:
+            best = {"model": self.model.state_dict(), "settings": self.settings, **row}
+            _write(self.out / "best.pt", lambda path: torch.save(best, path))
+        state = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "history": self.history,
+            "best_train_loss": None,
+            "settings": self.settings,
+        }
+        _write(self.out / "last.pt", lambda path: torch.save(state, path))
+        self._write_history()
+
+    def go_to_best(self, train: Dataset) -> None:
+        """Give the model the weights of its best epoch and measure the train loss there."""
+        load(self.model, self.out / "best.pt")
+        if self.best_train_loss is None:
+            torch.manual_seed(self.settings["seed"])  # for a dataset that draws random numbers
+            self.best_train_loss = mean_loss(self.model, train, self.settings["batch_size"])
+            state = _read(self.out / "last.pt") | {"best_train_loss": self.best_train_loss}
+            _write(self.out / "last.pt", lambda path: torch.save(state, path))
+        self._write_history()  # also when nothing was left to do: a kill may have come before the tables
+
+    def _write_history(self) -> None:
+        table = pd.DataFrame(self.history)
+        _write(self.out / "history.csv", lambda path: table.to_csv(path, index=False))
+        summary = {
+            "settings": self.settings,
+            "best_epoch": self.best["epoch"],
+            "best_train_loss": self.best_train_loss,
+            "history": self.history,
+        }
+        _write(self.out / "history.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
+
+
+def _train_epoch(model, optimizer, train, batch_size, rate, clip, epoch, bar) -> float:
+    """One pass over the studies in random order; returns the mean of the losses met on the way."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    model.train()
+    total = 0.0
+    order = torch.randperm(len(train)).tolist()
+    for where, x, y in _batches(train, order, batch_size, _device(model), f"epoch {epoch}"):
+        loss = F.binary_cross_entropy_with_logits(_logits(model, x, y, where), y)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if clip is not None:
+            nn.utils.clip_grad_norm_(model.parameters(), clip)
+        optimizer.step()
+        total += float(loss.detach()) * len(y)
+        bar.update()
+    return total / len(train)
+
+
+@torch.no_grad()
+def _evaluate(model: nn.Module, dataset: Dataset, batch_size: int) -> tuple[Tensor, Tensor]:
+    """Labels and logits in eval mode, each float64 `(n, 8)` on the CPU."""
+    was_training = model.training
+    model.eval()
+    labels, logits = [], []
+    for where, x, y in _batches(dataset, range(len(dataset)), batch_size, _device(model), "evaluation"):
+        logits.append(_logits(model, x, y, where).double().cpu())
+        labels.append(y.double().cpu())
+    model.train(was_training)
+    return torch.cat(labels), torch.cat(logits)
+
+
+def _batches(dataset: Dataset, order, batch_size: int, device, where: str) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Studies in the given order: a name for errors, x `(b, f, c, h, w)`, y `(b, 8)`.
+
+    No DataLoader: a memory-mapped study is read far faster than a model steps over it, worker processes would make
+    a dataset's random numbers depend on how many there are, and here an error can name the studies of its batch.
+    """
+    steps = math.ceil(len(order) / batch_size)
+    for step in range(steps):
+        indices = list(order[step * batch_size : (step + 1) * batch_size])
+        pairs = [dataset[i] for i in indices]
+        x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _ in pairs])
+        y = torch.stack([_checked_target(y, i) for i, (_, y) in zip(indices, pairs, strict=True)])
+        yield f"{where}, batch {step + 1} of {steps} (dataset items {indices})", x.to(device), y.to(device)
+
+
+def _checked_target(y, index: int) -> Tensor:
+    y = torch.as_tensor(y, dtype=torch.float32)
+    if y.shape != (len(TARGETS),) or not ((y >= 0) & (y <= 1)).all():
+        raise TrainingError(
+            f"target of dataset[{index}]",
+            found=f"shape {tuple(y.shape)}, values {y.flatten()[:8].tolist()}",
+            expected=f"({len(TARGETS)},) numbers in [0, 1]: {', '.join(TARGETS)}",
+            remedy="let the dataset return one row of the label table in the order of anatomy.TARGETS",
+        )
+    return y
+
+
+def _logits(model: nn.Module, x: Tensor, y: Tensor, where: str) -> Tensor:
+    """The model's logits, if there is one finite number a study and target. Finite logits make a finite loss."""
+    logits = model(x)
+    if logits.shape != y.shape:
+        raise TrainingError(
+            where,
+            found=f"logits of shape {tuple(logits.shape)}",
+            expected=f"{tuple(y.shape)}, one logit a study and target",
+            remedy=f"build the model with targets={len(TARGETS)}",
+        )
+    if not torch.isfinite(logits).all():
+        blame_input = not torch.isfinite(x).all()
+        raise TrainingError(
+            where,
+            found="a loss that is not finite, from "
+            + ("NaN or infinity in the input" if blame_input else "finite input"),
+            expected="a finite loss",
+            remedy="look at these studies in the store and prepare them anew"
+            if blame_input
+            else "lower the learning rate or clip, and check the scale of the input",
+        )
+    return logits
+
+
+def _set_base_rates(model: nn.Module, rates) -> None:
+    if not hasattr(model, "set_base_rates"):
+        raise TrainingError(
+            "fit(base_rates)",
+            found=f"{type(model).__name__} without a method set_base_rates",
+            expected="a model whose untrained answer can be set",
+            remedy="leave base_rates out, or add the method (see ViT3D.set_base_rates)",
+        )
+    model.set_base_rates(rates)
+
+
+def _count(dataset: Dataset, name: str) -> int:
+    if len(dataset) == 0:
+        raise TrainingError(
+            f"fit({name})", found="no studies", expected="at least one", remedy="check the split: is a fold empty?"
+        )
+    return len(dataset)
+
+
+def _describe(model: nn.Module) -> dict:
+    """What tells two models apart without looking at weights. Shapes alone would not show the number of heads."""
+    shapes = [(name, list(value.shape)) for name, value in model.state_dict().items()]
+    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
+    return {"class": type(model).__name__, "config": dict(getattr(model, "config", {})), "shapes": digest}
+
+
+def _check_same(path: Path, there: dict, here: dict) -> None:
+    different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
+    if not different:
+        return
+    remedy = "give this run another folder, or delete this one to start over"
+    if different == ["seed"]:
+        remedy += "; to go on with it, pass a generator made anew with the same seed: fit draws from it once a call"
+    raise TrainingError(
+        path,
+        found="a run with other settings: " + "; ".join(f"{k} {there.get(k)} (there)" for k in different),
+        expected="; ".join(f"{k} {here.get(k)}" for k in different),
+        remedy=remedy,
+    )
+
+
+def _read(path: Path) -> dict:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        if {"model", "settings"} <= state.keys():
+            return state
+        found = f"keys {', '.join(map(str, state))}"
+    except FileNotFoundError:
+        found = "no file"
+    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+        found = f"a file that does not load ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
+    remedy = "train again in an empty folder, or point to the right file"
+    raise TrainingError(path, found=found, expected="a checkpoint written by training.fit", remedy=remedy)
+
+
+def _write(path: Path, write) -> None:
+    """All or nothing: a reader, or a run that resumes, never sees half a file."""
+    temporary = path.with_name(path.name + ".partial")
+    write(temporary)
+    os.replace(temporary, path)
+
+
+def _check_settings(settings: dict) -> None:
+    def whole(value, least):
+        return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+    def number(value, *, zero=False):
+        return isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (zero and value == 0))
+
+    for name, good, expected in (
+        ("epochs", lambda v: whole(v, 0), "an integer, 0 or more"),
+        ("batch_size", lambda v: whole(v, 1), "an integer, 1 or more"),
+        ("learning_rate", number, "a number above 0 (in YAML write 1.0e-4: 1e-4 is read as text)"),
+        ("gamma", number, "a number above 0"),
+        ("weight_decay", lambda v: number(v, zero=True), "a number, 0 or more"),
+        ("clip", lambda v: v is None or number(v), "a number above 0, or None"),
+        ("patience", lambda v: v is None or whole(v, 1), "an integer, 1 or more, or None"),
+    ):
+        if not good(settings[name]):
+            found = repr(settings[name])
+            raise ParameterError(f"fit({name})", found=found, expected=expected, remedy=f"pass such a {name}")
+
+
+def _bar(run: _Run, progress: bool) -> tqdm:
+    """A plain bar over all training steps. tqdm.auto would save a widget in notebooks, which GitHub cannot show."""
+    steps = math.ceil(run.settings["train_studies"] / run.settings["batch_size"])
+    total, done = run.settings["epochs"] * steps, max(0, len(run.history) - 1) * steps
+    return tqdm(total=total, initial=done, file=sys.stdout, disable=not progress, unit="step", mininterval=1.0)
+
+
+def _device(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _cuda_devices(model: nn.Module) -> list[torch.device]:
+    return [_device(model)] if _device(model).type == "cuda" else []
