@@ -184,14 +184,15 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
 
 
 def _whole_numbers(path: Path, table: pd.DataFrame, allowed) -> pd.DataFrame:
-    wrong = ~table.isin(allowed)
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    wrong = ~numbers.isin(allowed)
     if wrong.any(axis=None):
         column = wrong.any().idxmax()
         study = wrong[column].idxmax()
         raise DatasetError(
             path,
-            found=f"{table.loc[study, column]!r} for study {study}, column {column}",
+            found=f"the value {table.loc[study, column]} for study {study}, column {column}",
             expected=" or ".join(map(str, allowed)),
             remedy="correct the cell; a study without a label cannot be used for training.",
         )
-    return table.astype(int)
+    return numbers.astype(int)

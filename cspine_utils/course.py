@@ -1,0 +1,175 @@
+"""The whole course on one command: cohort, notebooks in order, figures, final table.
+
+    python -m cspine_utils.course [--data DIR]      what `make course` calls
+    python -m cspine_utils.course --cohort-only     only the synthetic cohort
+    python -m cspine_utils.course --in-place        for authors: keep the outputs in notebooks/
+
+Without --data the synthetic cohort is used and figures go to figures/. With another folder everything
+made from it, figures included, stays under data/runs/, which git ignores: nothing made from licensed
+images may be committed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pandas as pd
+
+from cspine_utils.errors import CSpineError
+from cspine_utils.rsna import RsnaDataset
+from cspine_utils.runs import notebook_parameters, run_notebook
+
+ROOT = Path(__file__).resolve().parents[1]
+PHANTOM = ROOT / "data" / "phantom"
+#: The cohort that the committed notebooks show.
+COHORT = {"studies": 48, "seed": 2022, "size": 128}
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cspine_utils.course", description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default=str(PHANTOM), help="a folder in RSNA-2022 form (default: the phantom)")
+    parser.add_argument("--cohort-only", action="store_true", help="make the synthetic cohort and stop")
+    parser.add_argument("--in-place", action="store_true", help="write the outputs into notebooks/ (for authors)")
+    options = parser.parse_args(arguments)
+    data = (ROOT / options.data).resolve()
+    try:
+        make_cohort(data)
+        if not options.cohort_only:
+            run_course(data, in_place=options.in_place)
+    except CSpineError as error:
+        print(f"course: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def make_cohort(data: Path) -> None:
+    """Write the synthetic cohort if `data` is its folder; a finished one is left as it is."""
+    if data != PHANTOM:
+        return
+    from cspine_utils.phantom import write_cohort  # torch takes seconds to import and a real folder needs none
+
+    started = time.perf_counter()
+    write_cohort(data, **COHORT)
+    print(f"cohort: {COHORT['studies']} synthetic studies in {_shown(data)}, {time.perf_counter() - started:.0f} s")
+
+
+def run_course(data: Path, *, in_place: bool = False) -> None:
+    """Run the notebooks in order, skip those that nothing has changed for, print the final table."""
+    dataset = RsnaDataset(data)
+    work, figures = folders(data)
+    notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    for number, notebook in enumerate(notebooks, start=1):
+        parameters = _parameters(notebook, data, work, figures)
+        line = f"[{number}/{len(notebooks)}] {notebook.stem:<32}"
+        out = notebook if in_place else work / "notebooks" / notebook.name
+        stamp = work / "notebooks" / f"{notebook.stem}.json"
+        fingerprint = _fingerprint(notebook, dataset, parameters)
+        if not in_place and _is_current(stamp, fingerprint):
+            print(f"{line}   unchanged", flush=True)
+            continue
+        print(line, end="", flush=True)
+        before, started = _products(work, figures), time.perf_counter()
+        # In place the defaults run: papermill would add a cell with the values that it was given.
+        run_notebook(notebook, out, {} if in_place else parameters)
+        seconds = time.perf_counter() - started
+        made = [p for p, changed in _products(work, figures).items() if before.get(p) != changed]
+        print(f" {seconds:5.0f} s   made {_summary(made) or 'no files'}", flush=True)
+        if in_place:
+            _drop_run_metadata(notebook)
+            continue
+        stamp.parent.mkdir(parents=True, exist_ok=True)
+        stamp.write_text(json.dumps({"fingerprint": fingerprint, "made": [str(p) for p in made], "seconds": seconds}))
+    _print_result(work, figures)
+
+
+def folders(data: Path) -> tuple[Path, Path]:
+    """(work, figures) for a data folder: tables, stacks and executed notebooks; pictures."""
+    if data == PHANTOM:
+        return ROOT / "data" / "runs" / "phantom", ROOT / "figures"
+    name = f"{data.name}-{hashlib.sha256(str(data).encode()).hexdigest()[:8]}"
+    work = ROOT / "data" / "runs" / name
+    return work, work / "figures"
+
+
+def _parameters(notebook: Path, data: Path, work: Path, figures: Path) -> dict:
+    ours = {"data_dir": str(data), "work_dir": str(work), "figures_dir": str(figures)}
+    return {name: ours[name] for name in notebook_parameters(notebook) if name in ours}
+
+
+def _fingerprint(notebook: Path, dataset: RsnaDataset, parameters: dict) -> str:
+    """Changes with the notebook's code, the package, its pins, the data and the parameters."""
+    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    for cell in nbformat.read(notebook, as_version=4).cells:
+        digest.update(cell.source.encode())
+    for path in [ROOT / "pyproject.toml", *sorted((ROOT / "cspine_utils").rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    for path in [dataset.root / "train.csv", dataset.root / "train_bounding_boxes.csv"]:
+        digest.update(path.read_bytes())
+    for folder in ("train_images", "segmentations"):
+        for path in sorted((dataset.root / folder).iterdir()):
+            digest.update(f"{path.name} {path.stat().st_mtime_ns}".encode())
+    return digest.hexdigest()
+
+
+def _is_current(stamp: Path, fingerprint: str) -> bool:
+    try:
+        known = json.loads(stamp.read_text())
+        return known["fingerprint"] == fingerprint and all(Path(p).exists() for p in known["made"])
+    except (OSError, ValueError, KeyError):
+        return False
+
+
+def _products(work: Path, figures: Path) -> dict[Path, int]:
+    """Everything a notebook may have made -> time of its last change."""
+    places = [p for folder in (work, figures) if folder.is_dir() for p in folder.rglob("*")]
+    return {p: p.stat().st_mtime_ns for p in places if p.is_file() and p.parent.name != "notebooks"}
+
+
+def _summary(made: list[Path]) -> str:
+    """`figures/a.png, stacks/ (36 files)`: single files by name, many of a folder as a count."""
+    folders: dict[Path, list[str]] = {}
+    for path in made:
+        folders.setdefault(path.parent, []).append(path.name)
+    parts = []
+    for folder, names in folders.items():
+        if len(names) > 3 and folder.name != "figures":
+            parts.append(f"{folder.name}/ ({len(names)} files)")
+        else:
+            parts.extend(f"{folder.name}/{name}" for name in sorted(names))
+    return ", ".join(parts)
+
+
+def _drop_run_metadata(notebook: Path) -> None:
+    """Leave no times and paths of the author's machine in a committed notebook."""
+    content = nbformat.read(notebook, as_version=4)
+    content.metadata.pop("papermill", None)
+    for cell in content.cells:
+        for key in ("papermill", "execution"):
+            cell.metadata.pop(key, None)
+    nbformat.write(content, notebook)
+
+
+def _print_result(work: Path, figures: Path) -> None:
+    tables = sorted(work.glob("*/loss_table.csv"))
+    for path in tables:
+        print()
+        print(pd.read_csv(path).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
+        print("Loss: mean binary cross-entropy over the eight targets. The constant knows only how often each target")
+        print("occurs in the training studies; a model has learned something once its validation loss lies below it.")
+    print()
+    print(f"Figures: {_shown(figures)}   executed notebooks: {_shown(work / 'notebooks')}   tables: {_shown(work)}")
+    print("Next: `make lab` opens the notebooks; README.md says how to name the real RSNA-2022 folder.")
+
+
+def _shown(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

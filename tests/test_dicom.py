@@ -1,0 +1,252 @@
+import numpy as np
+import pydicom
+import pytest
+import SimpleITK as sitk
+from conftest import REAL_CT, needs_real_ct, patient_volume, write_series
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from cspine_utils.dicom import read_headers, read_series, series_geometry
+from cspine_utils.errors import SeriesError
+from cspine_utils.volume import Volume
+
+
+def edit(path, change):
+    dataset = pydicom.dcmread(path)
+    change(dataset)
+    dataset.save_as(path)
+
+
+@pytest.mark.parametrize("feet_first", [False, True])
+@pytest.mark.parametrize("first_number", [1, 2])
+@pytest.mark.parametrize(("signed", "intercept"), [(True, -1024), (True, 0), (False, -1024)])
+@pytest.mark.parametrize("explicit", [True, False])
+def test_what_is_written_is_read(tmp_path, volume, feet_first, first_number, signed, intercept, explicit):
+    paths = write_series(
+        tmp_path, volume, feet_first=feet_first, first_number=first_number, signed=signed, intercept=intercept,
+        explicit=explicit,
+    )  # fmt: skip
+    read = read_series(tmp_path)
+    assert read.hu.dtype == np.int16
+    assert np.array_equal(read.hu, volume.hu)
+    assert read.affine == pytest.approx(volume.affine, abs=1e-5)
+    assert read.file_names == tuple(path.name for path in paths)
+    assert read.study_uid == "1.2.826.0.1.3680043.1"
+    assert read.spacing_mm[0] == pytest.approx(1.5), "the step comes from the positions; SliceThickness says 2.0"
+
+
+def test_order_ignores_names_and_instance_numbers(tmp_path, volume):
+    paths = write_series(tmp_path, volume)
+    generator = np.random.default_rng(3)
+    numbers = generator.permutation(len(paths))
+    for path, number in zip(paths, numbers, strict=True):
+        edit(path, lambda dataset, number=number: setattr(dataset, "InstanceNumber", int(number)))
+        path.rename(tmp_path / f"x{number:03d}.dcm")
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu, volume.hu)
+    assert read.file_names == tuple(f"x{number:03d}.dcm" for number in numbers)
+
+
+def test_rescale_slope_is_applied_per_file(tmp_path, volume):
+    paths = write_series(tmp_path, volume, intercept=0)
+    edit(paths[2], lambda dataset: setattr(dataset, "RescaleSlope", "2.5"))
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu[2], np.rint(volume.hu[2] * 2.5))
+    assert np.array_equal(np.delete(read.hu, 2, 0), np.delete(volume.hu, 2, 0))
+
+
+def test_values_beyond_int16_saturate(tmp_path, volume):
+    paths = write_series(tmp_path, volume, intercept=0)
+    edit(paths[0], lambda dataset: setattr(dataset, "RescaleSlope", "100"))
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu[0], np.clip(volume.hu[0].astype(int) * 100, -32768, 32767))
+
+
+def test_images_turned_in_plane_end_up_upright(tmp_path, volume):
+    """Rows that run to the back and columns that run to the right (a turned acquisition)."""
+    turned = Volume(
+        np.ascontiguousarray(volume.hu.transpose(0, 2, 1)[:, ::-1]),
+        volume.affine @ np.array([[1, 0, 0, 0], [0, 0, 1, 0], [0, -1, 0, volume.shape[2] - 1], [0, 0, 0, 1.0]]),
+    )
+    write_series(tmp_path, turned)
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu, volume.hu)
+    assert read.affine == pytest.approx(volume.affine, abs=1e-5)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    step=st.floats(0.3, 5), rows=st.floats(0.2, 1.5), columns=st.floats(0.2, 1.5), tilt=st.floats(-25, 25),
+    origin=st.tuples(*[st.floats(-300, 300)] * 3), slices=st.integers(2, 6), feet_first=st.booleans(),
+)  # fmt: skip
+def test_any_geometry_agrees_with_simpleitk(tmp_path_factory, step, rows, columns, tilt, origin, slices, feet_first):
+    """Values and the place of every corner, for tilted gantries too (the images lean, the table moves along z)."""
+    folder = tmp_path_factory.mktemp("series")
+    volume = patient_volume((slices, 4, 5), (step, rows, columns))
+    affine = volume.affine.copy()
+    angle = np.radians(tilt)
+    affine[:3, 1] = rows * np.array([0, -np.cos(angle), np.sin(angle)])
+    affine[:3, 3] = np.round(origin, 3)
+    paths = write_series(folder, Volume(volume.hu, affine), feet_first=feet_first)
+    read = read_series(folder)
+    assert np.array_equal(read.hu, volume.hu)
+    for index, path in enumerate(paths):  # SimpleITK reads slice by slice: its series reader knows no shear
+        image = sitk.ReadImage(str(path))
+        assert np.array_equal(sitk.GetArrayFromImage(image)[0], read.hu[index])
+        for h, w in ((0, 0), (3, 4), (0, 4)):
+            lps = image.TransformIndexToPhysicalPoint((w, h, 0))
+            assert read.position_mm((index, h, w)) == pytest.approx((-lps[0], -lps[1], lps[2]), abs=1e-3)
+
+
+def bad_text(paths):
+    (paths[0].parent / "9.dcm").write_text("Meeting notes, not DICOM.")
+
+
+def bad_truncated_header(paths):
+    paths[3].write_bytes(paths[3].read_bytes()[:300])
+
+
+def bad_truncated_pixels(paths):
+    paths[3].write_bytes(paths[3].read_bytes()[:-40])
+
+
+def bad_empty_file(paths):
+    paths[3].write_bytes(b"")
+
+
+def bad_missing_slice(paths):
+    paths[3].unlink()
+
+
+def bad_two_missing_slices(paths):
+    paths[3].unlink()
+    paths[4].unlink()
+
+
+def bad_repeated_slice(paths):
+    (paths[0].parent / "99.dcm").write_bytes(paths[3].read_bytes())
+
+
+def bad_no_position(paths):
+    edit(paths[3], lambda dataset: delattr(dataset, "ImagePositionPatient"))
+
+
+def bad_nan_position(paths):
+    edit(paths[3], lambda dataset: setattr(dataset, "ImagePositionPatient", ["nan", "0", "0"]))
+
+
+def bad_drift(paths):
+    def move(dataset):
+        x, y, z = dataset.ImagePositionPatient
+        dataset.ImagePositionPatient = [x + 2, y, z]
+
+    edit(paths[3], move)
+
+
+def bad_size(paths):
+    def change(dataset):
+        dataset.Rows = 8
+        dataset.PixelData = dataset.PixelData[: 8 * 11 * 2]
+
+    edit(paths[3], change)
+
+
+def bad_sagittal(paths):
+    for path in paths:
+        edit(path, lambda dataset: setattr(dataset, "ImageOrientationPatient", [0, 1, 0, 0, 0, -1]))
+
+
+def bad_modality(paths):
+    edit(paths[3], lambda dataset: setattr(dataset, "Modality", "MR"))
+
+
+def bad_multiframe(paths):
+    edit(paths[3], lambda dataset: setattr(dataset, "NumberOfFrames", 4))
+
+
+def bad_spacing(paths):
+    edit(paths[3], lambda dataset: setattr(dataset, "PixelSpacing", [0, 0.6]))
+
+
+def bad_orientation(paths):
+    edit(paths[3], lambda dataset: setattr(dataset, "ImageOrientationPatient", [1, 0, 0, 1, 0, 0]))
+
+
+def bad_only_one(paths):
+    for path in paths[1:]:
+        path.unlink()
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (bad_text, ["9.dcm", "not DICOM"]),
+        (bad_truncated_header, ["4.dcm", "download it again"]),
+        (bad_truncated_pixels, ["4.dcm", "cannot be decoded", "9 x 11"]),
+        (bad_empty_file, ["4.dcm", "download it again"]),
+        (bad_missing_slice, ["3.000 mm", "3.dcm", "5.dcm", "1 slice(s) missing", "1.500 mm"]),
+        (bad_two_missing_slices, ["3.dcm", "6.dcm", "2 slice(s) missing"]),
+        (bad_repeated_slice, ["4.dcm", "99.dcm", "same position"]),
+        (bad_no_position, ["4.dcm", "no ImagePositionPatient"]),
+        (bad_nan_position, ["4.dcm", "ImagePositionPatient"]),
+        (bad_drift, ["4.dcm", "2.00 mm off"]),
+        (bad_size, ["4.dcm", "size (8, 11)", "(9, 11)"]),
+        (bad_sagittal, ["90.0 degrees", "axial"]),
+        (bad_modality, ["4.dcm", "MR"]),
+        (bad_multiframe, ["4.dcm", "4 frame"]),
+        (bad_spacing, ["4.dcm", "positive spacing"]),
+        (bad_orientation, ["4.dcm", "right angles"]),
+        (bad_only_one, ["1.dcm", "single slice"]),
+    ],
+)
+def test_bad_series_are_refused_in_words(tmp_path, volume, damage, said):
+    damage(write_series(tmp_path, volume))
+    with pytest.raises(SeriesError) as error:
+        read_series(tmp_path)
+    for words in [*said, "What to do:"]:
+        assert words in str(error.value)
+
+
+def test_two_series_in_one_folder(tmp_path, volume):
+    write_series(tmp_path, volume)
+    write_series(tmp_path, volume, first_number=100, series_uid="1.2.826.0.1.3680043.1.2")
+    with pytest.raises(SeriesError, match=r"2 series.*3680043\.1\.1 .*3680043\.1\.2 "):
+        read_series(tmp_path)
+
+
+def test_empty_and_absent_folders(tmp_path):
+    with pytest.raises(SeriesError, match="no files"):
+        read_series(tmp_path)
+    with pytest.raises(SeriesError, match="no such folder"):
+        read_series(tmp_path / "absent")
+
+
+def test_hidden_files_are_not_slices(tmp_path, volume):
+    write_series(tmp_path, volume)
+    (tmp_path / ".DS_Store").write_bytes(b"\0\1")
+    assert np.array_equal(read_series(tmp_path).hu, volume.hu)
+
+
+@needs_real_ct("transfer-syntaxes")
+@pytest.mark.parametrize("image", ["CT1", "CT2"])
+@pytest.mark.parametrize(("form", "tolerance"), [("RLE", 0), ("JPLL", 0), ("J2KR", 0), ("JLSL", 0), ("JLSN", 4)])
+def test_compressed_pixels_equal_the_uncompressed_twin(tmp_path, image, form, tolerance):
+    """Each hand-out is one slice: a copy one step further makes it a series."""
+    volumes = []
+    for name in (f"{image}_UNC", f"{image}_{form}"):
+        folder = tmp_path / name
+        folder.mkdir()
+        dataset = pydicom.dcmread(REAL_CT / "transfer-syntaxes" / name)
+        dataset.save_as(folder / "1.dcm")
+        dataset.ImagePositionPatient[2] -= 5
+        dataset.save_as(folder / "2.dcm")
+        volumes.append(read_series(folder))
+    difference = np.abs(volumes[0].hu.astype(int) - volumes[1].hu)
+    assert volumes[0].hu.std() > 100
+    assert difference.max() <= tolerance
+
+
+@needs_real_ct("head-gantry-tilt")
+def test_a_real_series_with_uneven_gaps_is_refused_with_its_numbers():
+    with pytest.raises(SeriesError, match=r"6\.999 mm between 24\.dcm and 25\.dcm.* 1\.081 to 6\.999 mm.*4\.002 mm"):
+        series_geometry(read_headers(REAL_CT / "head-gantry-tilt"))
