@@ -1,5 +1,6 @@
 """Training: repeatable, resumable after any kill, honest about its best epoch."""
 
+import copy
 import json
 import math
 import os
@@ -68,7 +69,7 @@ def fit(out, *, train=None, validation=None, net=None, seed=0, **changes):
     result = training.fit(
         net,
         train or Studies(5, 1),
-        validation or Studies(4, 2),
+        validation or Studies(4, 23),
         out=out,
         generator=torch.Generator().manual_seed(seed),
         **{**settings, **changes},
@@ -101,11 +102,15 @@ def same_runs(a, b):
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
+    """Three epochs of which the second is best, so that mixing up first, best and last would be seen."""
     out = tmp_path_factory.mktemp("undisturbed")
-    return out, *fit(out)
+    net, result = fit(out)
+    assert result.best_epoch == 2
+    return out, net, result
 
 
 # ---- learning
+
 
 def test_eight_studies_are_learned_by_heart(tmp_path):
     data = Studies(8, 3)
@@ -145,9 +150,10 @@ def test_labels_without_meaning_land_at_the_constant_and_a_leak_does_not(tmp_pat
 
 # ---- what the numbers are
 
+
 def test_epoch_0_is_the_constant(undisturbed):
     _, _, result = undisturbed
-    for name, data in (("train_loss", Studies(5, 1)), ("validation_loss", Studies(4, 2))):
+    for name, data in (("train_loss", Studies(5, 1)), ("validation_loss", Studies(4, 23))):
         y = data.y.numpy()
         constant = metrics.plain_bce(y, metrics.constant_predictions(RATES.double().numpy(), len(y)))
         assert result.history[name][0] == pytest.approx(constant, rel=1e-6)
@@ -194,8 +200,11 @@ def test_an_unfinished_last_batch_counts_each_study_once(tmp_path):
 
 
 def test_the_best_epoch_is_kept_and_returned(tmp_path):
-    train, validation = Studies(6, 1), Studies(6, 2)
-    net, result = fit(tmp_path, train=train, validation=validation, net=model(3), epochs=12, gamma=1.0, seed=3)
+    train, validation = Studies(6, 1), Studies(6, 26)
+    net = model(3)
+    nn.init.normal_(net.head.weight, std=0.3)  # a bad start, so that training first helps and then overfits
+    start = copy.deepcopy(net)
+    _, result = fit(tmp_path, train=train, validation=validation, net=net, epochs=12, gamma=1.0, seed=3)
     losses = result.history["validation_loss"]
     assert 0 < result.best_epoch == losses.idxmin() < 12  # else this case shows nothing
     assert result.best_validation_loss == losses.min()
@@ -207,8 +216,7 @@ def test_the_best_epoch_is_kept_and_returned(tmp_path):
     last = training.load(model(9), tmp_path / "last.pt")
     assert training.mean_loss(last, validation) == losses.iloc[-1]
     # a run stopped at that epoch ends with those weights
-    fit(tmp_path / "short", train=train, validation=validation, net=model(3), epochs=result.best_epoch,
-        gamma=1.0, seed=3)  # fmt: skip
+    fit(tmp_path / "short", train=train, validation=validation, net=start, epochs=result.best_epoch, gamma=1.0, seed=3)
     assert same_weights(net.state_dict(), saved(tmp_path / "short", "last.pt")["model"])
 
 
@@ -247,6 +255,7 @@ def test_history_files_say_what_the_result_says(undisturbed):
 
 
 # ---- the same seed, the same numbers
+
 
 def test_same_seed_same_run_other_seed_other_run(undisturbed, tmp_path):
     out, net, _ = undisturbed
@@ -287,6 +296,7 @@ def test_order_and_dropout_change_from_epoch_to_epoch(tmp_path):
 
 # ---- interrupted
 
+
 @pytest.mark.parametrize("at", [1, 5, 7, 12, 18, 21])  # 5 readings an epoch: in epoch 0, 0 (its end), 1, 2, 3, after 3
 def test_an_interrupted_run_goes_on_to_the_same_end(undisturbed, tmp_path, at):
     out, net, result = undisturbed
@@ -310,37 +320,34 @@ def test_a_cell_run_again_after_an_interrupt_goes_on(undisturbed, tmp_path):
 
 
 def test_killed_at_any_file_it_goes_on_to_the_same_end(undisturbed, tmp_path, monkeypatch):
-    """Interrupted just before, and just after, each file comes into place."""
-    replace, files = os.replace, 0
+    """Interrupted just before each file comes into place."""
+    replace = os.replace
 
-    def counting(*paths):
-        nonlocal files
-        files += 1
-        replace(*paths)
+    def replace_all_but(n):
+        """An os.replace that is interrupted at its n-th call, and a list of the calls."""
+        calls = []
 
-    monkeypatch.setattr(training.os, "replace", counting)
+        def stopping(*paths):
+            calls.append(paths)
+            if len(calls) == n:
+                raise KeyboardInterrupt
+            replace(*paths)
+
+        monkeypatch.setattr(training.os, "replace", stopping)
+        return calls
+
+    calls = replace_all_but(None)
     fit(tmp_path / "count")
-    assert files >= 15
-    for n in range(1, files + 1):
-        for after in (False, True):
-            out, left = tmp_path / f"{n}-{after}", n
-
-            def stopping(*paths, after=after):
-                nonlocal left
-                left -= 1
-                if left == 0 and not after:
-                    raise KeyboardInterrupt
-                replace(*paths)
-                if left == 0:
-                    raise KeyboardInterrupt
-
-            monkeypatch.setattr(training.os, "replace", stopping)
-            with pytest.raises(KeyboardInterrupt):
-                fit(out)
-            monkeypatch.setattr(training.os, "replace", replace)
+    assert len(calls) >= 4 * 3 + 3  # last.pt and two tables an epoch, best.pt three times
+    for n in range(1, len(calls) + 1):
+        out = tmp_path / str(n)
+        replace_all_but(n)
+        with pytest.raises(KeyboardInterrupt):
             fit(out)
-            assert same_runs(undisturbed[0], out), (n, after)
-            assert not list(out.glob("*.partial"))
+        replace_all_but(None)
+        fit(out)
+        assert same_runs(undisturbed[0], out), n
+        assert not list(out.glob("*.partial"))
 
 
 def test_killed_by_the_system_it_goes_on_to_the_same_end(undisturbed, tmp_path):
@@ -365,7 +372,7 @@ def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):
         def __getitem__(self, i):
             raise AssertionError("a finished run needs no data")
 
-    net, again = fit(tmp_path, train=Unread(5, 1), validation=Unread(4, 2), net=model(seed=8, dropout=0.2))
+    net, again = fit(tmp_path, train=Unread(5, 1), validation=Unread(4, 23), net=model(seed=8, dropout=0.2))
     assert again.history.equals(result.history) and again.resumed_from == 3
     assert again.best_train_loss == result.best_train_loss
     assert same_weights(net.state_dict(), undisturbed[1].state_dict())
@@ -410,6 +417,7 @@ def test_weights_of_another_model_are_refused(undisturbed):
 
 
 # ---- refused
+
 
 def spoiled(n, seed, index, value, target=False):
     data = Studies(n, seed)
