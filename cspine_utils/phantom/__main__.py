@@ -1,0 +1,38 @@
+"""`python -m cspine_utils.phantom --out DIR --studies N --seed S`: write a synthetic cohort."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ..errors import CSpineError
+from .cohort import write_cohort
+from .fractures import DIFFICULTIES
+from .study import PREVALENCES
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 with one line on stderr for anything the user can mend)."""
+    parser = argparse.ArgumentParser(prog="python -m cspine_utils.phantom",
+                                     description="Write a synthetic cervical-spine CT cohort in the RSNA-2022 form.")
+    parser.add_argument("--out", required=True, help="folder to write, or to finish")
+    parser.add_argument("--studies", type=int, required=True, help="number of studies")
+    parser.add_argument("--seed", type=int, required=True, help="the same seed gives the same bytes")
+    parser.add_argument("--size", type=int, default=128, help="pixels across (default 128)")
+    parser.add_argument("--difficulty", default="standard", help=", ".join(DIFFICULTIES) + " (default standard)")
+    parser.add_argument("--prevalence", default="rsna", help=", ".join(PREVALENCES) + " (default rsna)")
+    args = parser.parse_args(arguments)
+    try:
+        write_cohort(args.out, args.studies, args.seed, size=args.size, difficulty=args.difficulty,
+                     prevalence=args.prevalence)
+    except CSpineError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"error: {error}; what to do: check the folder's permissions and free space", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
