@@ -120,8 +120,8 @@ def fit(
         "patience": patience,
         "seed": int(torch.randint(2**53, (), generator=generator)),  # 53 bits survive JSON in every reader
         "base_rates": None if base_rates is None else [float(rate) for rate in base_rates],
-        "train_studies": _count(train, "train"),
-        "validation_studies": _count(validation, "validation"),
+        "train_studies": _count(train, "fit(train)"),
+        "validation_studies": _count(validation, "fit(validation)"),
         "model": _describe(model),
         "data": dict(data_settings or {}),
     }
@@ -291,6 +291,7 @@ def _train_epoch(model, optimizer, train, batch_size, rate, clip, epoch, bar) ->
 @torch.no_grad()
 def _evaluate(model: nn.Module, dataset: Dataset, batch_size: int) -> tuple[Tensor, Tensor]:
     """Labels and logits in eval mode, each float64 `(n, 8)` on the CPU."""
+    _count(dataset, "predict(dataset)")
     was_training = model.training
     model.eval()
     labels, logits = [], []
@@ -366,7 +367,7 @@ def _set_base_rates(model: nn.Module, rates) -> None:
 def _count(dataset: Dataset, name: str) -> int:
     if len(dataset) == 0:
         raise TrainingError(
-            f"fit({name})", found="no studies", expected="at least one", remedy="check the split: is a fold empty?"
+            name, found="no studies", expected="at least one", remedy="check the split: is a fold empty?"
         )
     return len(dataset)
 

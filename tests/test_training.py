@@ -449,6 +449,8 @@ def test_an_empty_dataset_is_refused(tmp_path, which):
     with pytest.raises(TrainingError, match=rf"fit\({which}\): found no studies"):
         training.fit(model(), **{"train": Studies(2, 1), "validation": Studies(2, 1), which: Studies(0, 1)},
                      out=tmp_path, epochs=1, generator=torch.Generator())  # fmt: skip
+    with pytest.raises(TrainingError, match="found no studies"):
+        training.predict(model(), Studies(0, 1))
 
 
 def test_unusable_targets_are_refused(tmp_path):
