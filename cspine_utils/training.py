@@ -102,8 +102,8 @@ def fit(
     base_rates : `(8,)`, given to `model.set_base_rates` before epoch 0
     progress : show a plain text bar on stdout
     patience : stop after so many epochs without a new lowest validation loss; None never stops early
-    data_settings : whatever else must be equal for a run to be resumed (fold, mask, store), as JSON values. The data
-        are not inspected beyond their lengths, and neither are the initial weights.
+    data_settings : whatever else must be equal for a run to be resumed (say, the fold), as JSON values. Of the data,
+        lengths are compared and, where a dataset has one, its `fingerprint`; initial weights are not compared.
 
     Raises
     ------
@@ -122,6 +122,8 @@ def fit(
         "base_rates": None if base_rates is None else [float(rate) for rate in base_rates],
         "train_studies": _count(train, "fit(train)"),
         "validation_studies": _count(validation, "fit(validation)"),
+        "train_fingerprint": getattr(train, "fingerprint", None),
+        "validation_fingerprint": getattr(validation, "fingerprint", None),
         "model": _describe(model),
         "data": dict(data_settings or {}),
     }

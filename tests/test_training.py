@@ -400,6 +400,16 @@ def test_a_folder_with_another_run_is_refused(undisturbed, changes, message):
     assert (undisturbed[0] / "last.pt").read_bytes() == before
 
 
+def test_a_folder_with_a_run_on_other_data_is_refused(tmp_path):
+    data = Studies(4, 23)
+    data.fingerprint = "with the mask"
+    fit(tmp_path, validation=data)
+    fit(tmp_path, validation=data)
+    data.fingerprint = "mask blank"
+    with pytest.raises(TrainingError, match=r"validation_fingerprint with the mask \(there\); .*mask blank"):
+        fit(tmp_path, validation=data)
+
+
 def test_a_broken_checkpoint_is_named(tmp_path):
     (tmp_path / "last.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(TrainingError, match=r"last\.pt.*does not load"):
