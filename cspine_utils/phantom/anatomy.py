@@ -263,7 +263,7 @@ def _atlas(field: Field, s: Size, scale: float) -> None:
         def at(p, side=side):
             return (side * p[0] * k, p[1] * k, p[2] * k)
 
-        field.add(block(at((18.6, 1.5, 0.0)), (6.2 * k, 9.0 * k, 7.4 * k), 2.2, slope_x=0.0), 1.5)
+        field.add(block(at((18.2, 1.5, 0.0)), (5.9 * k, 9.5 * k, 7.6 * k), 4.0, skew=0.38), 2.0)
         for a, b in zip(arc, arc[1:], strict=False):
             field.add(capsule(at(a), at(b), 2.5 * k, stretch=(1, 1, 1.7)), 1.5)
         radii = (3.2, 2.1, 2.5, 3.0)  # the groove of the vertebral artery thins the arch behind the lateral mass

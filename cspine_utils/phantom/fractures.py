@@ -135,7 +135,8 @@ def _lamina(s: Size, d: Draw) -> list[Cut]:
     p = tuple(start + along * (end - start))
     way = (end - start) / np.linalg.norm(end - start)
     normal = (way[0] + d.jitter(0.25), way[1], d.jitter(0.25))
-    return [Cut(p, normal, p, (8.0, 8.0, 11.0), d.gap, (d.side * 0.5 * d.move, -0.3 * d.move, 0.0), rough_mm=0.5)]
+    step = (0.5 * d.move * d.side * way[1], 0.5 * d.move * abs(way[0]), -0.3 * d.move)
+    return [Cut(p, normal, p, (8.0, 8.0, 11.0), d.gap, step, rough_mm=0.5)]
 
 
 def _facet(s: Size, d: Draw) -> list[Cut]:
@@ -223,7 +224,14 @@ def draw_cuts(rng: np.random.Generator, kind: str, size: Size, difficulty: Diffi
     gap = float(rng.uniform(*difficulty.gap_mm)) * widen
     move = float(rng.uniform(*difficulty.displacement_mm)) * widen
     side = int(rng.choice((-1, 1)))
-    return _MAKERS[kind](size, Draw(gap, move, side, rng)), gap, move
+    return [_opened(cut) for cut in _MAKERS[kind](size, Draw(gap, move, side, rng))], gap, move
+
+
+def _opened(cut: Cut) -> Cut:
+    """The same cut without any part of its shift that would close its gap again."""
+    n, t = np.asarray(cut.normal, dtype=float), np.asarray(cut.shift, dtype=float)
+    n /= np.linalg.norm(n)
+    return cut if cut.whole or n @ t >= 0 else replace(cut, shift=tuple(t - (n @ t) * n))
 
 
 def draw_cleft(rng: np.random.Generator, level: str, size: Size) -> list[Cut]:
@@ -289,7 +297,9 @@ def _apply(field: Field, bone: Bone, cut: Cut, rng: np.random.Generator, obstacl
 
     side_there = side - sum(float(a) * s for a, s in zip(n, shift, strict=True))
     apart = -_HEALED_MM + window * (_HEALED_MM + cut.gap_mm / 2)
-    joined = -_HEALED_MM + window * _HEALED_MM
+    # For the label the pieces overlap by as much as they were drawn apart: no slit may tell the answer.
+    drawn_apart = max(0.0, float(n @ np.asarray(t))) + 8.0 * float(np.abs(r).sum()) + 0.8
+    joined = -_HEALED_MM + window * max(0.0, _HEALED_MM - drawn_apart)
     occupied = torch.minimum(torch.maximum(bone.occupied, side + apart),
                              torch.maximum(torch.maximum(there[0], far), apart - side_there))
     stays = torch.maximum(bone.whole, side + joined)

@@ -41,7 +41,7 @@ def vessel_channels(name: str, size: Size, rng: np.random.Generator, rate: float
     channels = []
     if name not in ("C1", "C2"):
         back = size.depth / 2
-        deep = back - size.depth * rng.uniform(0.3, 0.6)
+        deep = back - size.depth * rng.uniform(0.25, 0.5)
         z = rng.uniform(-0.8, 0.8)
         channels.append(capsule((0.0, back, z), (0.0, deep, z), 1.1, 0.7))
     side, lean, thick = rng.choice((-1, 1)), rng.normal(0.0, 0.4, 2), rng.uniform(0.4, 0.8)

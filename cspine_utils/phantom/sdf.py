@@ -173,22 +173,25 @@ def plate(a, b, half_height: float, radius: float, shingle: float = 0.0) -> Prim
     return Primitive(distance, tuple(np.minimum(a, b) - grow), tuple(np.maximum(a, b) + grow))
 
 
-def block(centre, half, radius: float, slope_x: float = 0.0, slope_y: float = 0.0) -> Primitive:
+def block(centre, half, radius: float, slope_x: float = 0.0, slope_y: float = 0.0, skew: float = 0.0) -> Primitive:
     """A rounded box; `slope_x` and `slope_y` (mm per mm) shear its top and bottom as z falls along |x| and y.
 
     `slope_x` acts on the distance from the mid-plane of the body (|x|), so both sides mirror each other.
+    `skew` (mm per mm) moves it outwards towards the back.
     """
     c, h = np.asarray(centre, dtype=float), np.asarray(half, dtype=float)
     lean = 1.0 / float(np.sqrt(1.0 + slope_x**2 + slope_y**2))
+    skew = float(np.copysign(skew, skew * c[0])) if skew else 0.0
+    aslant = 1.0 / float(np.hypot(1.0, skew))
 
     def distance(x, y, z):
         fall = slope_y * (y - c[1]) + slope_x * (x.abs() - abs(c[0]))
-        qx, qy = (x - c[0]).abs() - (h[0] - radius), (y - c[1]).abs() - (h[1] - radius)
+        qx, qy = ((x - c[0] - skew * (y - c[1])).abs() - (h[0] - radius)) * aslant, (y - c[1]).abs() - (h[1] - radius)
         qz = ((z + fall - c[2]).abs() - (h[2] - radius)) * lean
         out = torch.sqrt(qx.clamp(min=0.0) ** 2 + qy.clamp(min=0.0) ** 2 + qz.clamp(min=0.0) ** 2)
         return (out + torch.maximum(qx, torch.maximum(qy, qz)).clamp(max=0.0) - radius) * (0.5 + 0.5 * lean)
 
-    grow = h + [0.0, 0.0, abs(slope_x) * h[0] + abs(slope_y) * h[1]]
+    grow = h + [abs(skew) * h[1], 0.0, abs(slope_x) * h[0] + abs(slope_y) * h[1]]
     return Primitive(distance, tuple(c - grow), tuple(c + grow))
 
 
