@@ -36,6 +36,9 @@ from .study import Stage, StudyPlan, check_parameters, draw_plan, render, stream
 #: Raised whenever the same parameters give other bytes.
 VERSION = 1
 
+_BOX = ("x", "y", "width", "height", "slice_number")
+_FRACTURE = ("level", "type", "gap_mm", "displacement_mm", "altered_voxels")
+
 
 def write_cohort(root, studies: int, seed: int, *, size: int = 128, difficulty: str = "standard",
                  prevalence: str = "rsna", mask_share: float = 0.75, box_share: float = 1.0,
@@ -162,16 +165,16 @@ def _write_tables(root: Path, plans, storages, records, box_share: float) -> Non
         broken = [int(level in record["levels"]) for level in LEVELS]
         labels.append([plan.uid, max(broken), *broken])
         if stream(plan.seed, plan.index, Stage.STORAGE, 1).random() < box_share:
-            boxes += [[plan.uid, *box.values()] for box in sorted(record["boxes"], key=lambda b: b["slice_number"])]
-        fractures += [[plan.uid, *fracture.values()] for fracture in record["fractures"]]
+            boxes += [[plan.uid, *(box[name] for name in _BOX)]
+                      for box in sorted(record["boxes"], key=lambda b: b["slice_number"])]
+        fractures += [[plan.uid, *(fracture[name] for name in _FRACTURE)] for fracture in record["fractures"]]
         storage_rows.append([plan.uid, storage.order, storage.first_number, storage.transfer_syntax,
                              int(storage.signed), storage.intercept, plan.grid.step_mm, plan.grid.thickness_mm,
                              int(storage.has_mask)])
     uid = "StudyInstanceUID"
     _write_table(root / "train.csv", labels, [uid, "patient_overall", *LEVELS])
-    _write_table(root / "train_bounding_boxes.csv", boxes, [uid, "x", "y", "width", "height", "slice_number"])
-    _write_table(root / "truth" / "fractures.csv", fractures,
-                 ["study", "level", "type", "gap_mm", "displacement_mm", "altered_voxels"])
+    _write_table(root / "train_bounding_boxes.csv", boxes, [uid, *_BOX])
+    _write_table(root / "truth" / "fractures.csv", fractures, ["study", *_FRACTURE])
     _write_table(root / "truth" / "storage.csv", storage_rows,
                  ["study", "order", "first_number", "transfer_syntax", "signed", "intercept", "step_mm",
                   "thickness_mm", "has_mask"])
