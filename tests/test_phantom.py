@@ -18,7 +18,8 @@ from scipy import ndimage, stats
 
 from cspine_utils.anatomy import LABEL_IDS, LEVELS
 from cspine_utils.errors import ParameterError
-from cspine_utils.phantom import FRACTURE_TYPES, draw_plan, level_patterns, read_truth, render, write_cohort
+from cspine_utils.phantom import FRACTURE_TYPES, draw_plan, fractures, level_patterns, read_truth, render, write_cohort
+from cspine_utils.phantom import study as study_module
 from cspine_utils.phantom.export import draw_storage
 from cspine_utils.phantom.patterns import CONDITIONALS, LEVEL_COUNTS, NUMBER_COUNTS, PATTERNS, STUDIES
 from cspine_utils.phantom.study import ALTERED_HU, MIN_ALTERED_VOXELS
@@ -150,6 +151,19 @@ def test_the_label_does_not_show_the_gap(kind, level):
     # No slit either: closing by one voxel adds about as much to the broken label as to the intact one.
     added = [(ndimage.binary_closing(mask, structure=TOUCHING) & ~mask).sum() for mask in (broken, intact)]
     assert added[0] < 1.25 * added[1] + 12
+
+
+def test_an_invisible_fracture_is_drawn_again(monkeypatch):
+    plan, widened = forced("C4", "lamina"), []
+
+    def mostly_nothing(rng, kind, size, difficulty, widen):
+        cuts, gap, move = fractures.draw_cuts(rng, kind, size, difficulty, widen)
+        widened.append(widen)
+        return (cuts if len(widened) > 5 else []), gap, move
+
+    monkeypatch.setattr(study_module, "draw_cuts", mostly_nothing)
+    assert render(plan).fractures[0].altered_voxels >= MIN_ALTERED_VOXELS
+    assert len(widened) >= 6 and widened[0] == 1.0 < widened[5], "later draws must grow, or the search may not end"
 
 
 def test_other_levels_stay_bit_identical():
