@@ -406,6 +406,16 @@ def test_boxes_point_into_the_right_files(cohort):
         assert (study.altered & ~covered).sum() <= 0.1 * study.altered.sum()
 
 
+def test_shares_of_masks_and_boxes(tmp_path):
+    write_cohort(tmp_path / "a", 2, 4, size=48, prevalence="balanced", mask_share=1.0, box_share=0.0, progress=False)
+    assert len(list((tmp_path / "a" / "segmentations").iterdir())) == 2
+    assert pd.read_csv(tmp_path / "a" / "train.csv").patient_overall.sum() > 0
+    boxes = pd.read_csv(tmp_path / "a" / "train_bounding_boxes.csv")
+    assert len(boxes) == 0 and list(boxes.columns)[-1] == "slice_number"
+    shares = [sum(f.has_mask for f in draw_storage(8, np.random.default_rng(1), share)) for share in (0.0, 0.5, 0.99)]
+    assert shares == [0, 4, 7], "a share below 1 leaves at least one study without a map"
+
+
 # ------------------------------------------------------------------------------------- bytes, resuming, refusals
 
 

@@ -159,9 +159,9 @@ def body(size: Size, uncinate: float, lip: float) -> Primitive:
         waist = 0.9 * (1.0 - (z / h) ** 2).clamp(min=0.0)
         qx, qy = side - (w - waist - 5.0), bowed.abs() - (d - 0.6 * waist - 5.0)
         flat = torch.sqrt(qx.clamp(min=0.0) ** 2 + qy.clamp(min=0.0) ** 2) + torch.maximum(qx, qy).clamp(max=0.0) - 5.0
-        lateral = smoothstep((side / w - 0.62) / 0.3)
+        lateral = smoothstep((side / w - 0.48) / 0.46)
         top = h + uncinate * lateral * smoothstep((y / d + 0.9) / 0.8) - 0.8 * (1.0 - lateral)
-        bottom = -h - lip * smoothstep((-y / d - 0.1) / 0.8) * (1.0 - lateral) + 1.6 * lateral + 0.6 * (1.0 - lateral)
+        bottom = -h - lip * smoothstep((-y / d - 0.1) / 0.8) * (1.0 - lateral) + 2.2 * lateral + 0.6 * (1.0 - lateral)
         return smooth_max(flat, torch.maximum(z - top, bottom - z), 2.0) * 0.9
 
     return Primitive(distance, (-w - 1, -d - 2, -h - lip - 1), (w + 1, d + 3, h + uncinate + 1))

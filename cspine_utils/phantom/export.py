@@ -57,7 +57,7 @@ def draw_storage(studies: int, rng: np.random.Generator, mask_share: float) -> l
     tenth = max(1, round(0.1 * studies)) if studies > 1 else 0
     rank = {name: np.argsort(rng.permutation(studies)) for name in ("order", "first", "jpeg", "mask")}
     masks = round(mask_share * studies)
-    if mask_share < 1 and studies > 1:
+    if 0 < mask_share < 1 and studies > 1:
         masks = min(max(masks, 1), studies - 1)
     plain = np.cumsum(rank["jpeg"] >= tenth) - 1 + int(rng.integers(12))  # counts the uncompressed studies
     result = []
