@@ -7,6 +7,8 @@ BSD-licensed and was the fastest of the free decoders for JPEG Lossless that we 
 
 from __future__ import annotations
 
+import logging
+
 import imagecodecs
 import numpy as np
 from pydicom import uid
@@ -49,6 +51,13 @@ def register() -> None:
         decoder = get_decoder(syntax)
         if PLUGIN not in decoder.available_plugins:
             decoder.add_plugin(PLUGIN, (__name__, "_decode_frame"))
+    # On a damaged stream pydicom logs a traceback and then raises. The error says it all; a cohort run with
+    # one bad file should show one sentence.
+    logging.getLogger("pydicom.pixels.decoders.base").addFilter(_has_no_traceback)
+
+
+def _has_no_traceback(record: logging.LogRecord) -> bool:
+    return record.exc_info is None
 
 
 register()

@@ -150,9 +150,12 @@ def series_geometry(headers: list[SliceHeader]) -> SeriesGeometry:
 
 def _read_header(path: Path) -> SliceHeader:
     try:
-        dataset = pydicom.dcmread(path, stop_before_pixels=True)
+        with open(path, "rb") as file:
+            dataset = pydicom.dcmread(file, stop_before_pixels=True)
+            bytes_left = path.stat().st_size - file.tell()
         frames = int(dataset.get("NumberOfFrames") or 1)
         modality = str(dataset.get("Modality", "CT"))
+        bits = int(_numbers(path, dataset, "BitsAllocated", 1)[0])
         orientation = _numbers(path, dataset, "ImageOrientationPatient", 6)
         header = SliceHeader(
             path=path,
@@ -184,6 +187,7 @@ def _read_header(path: Path) -> SliceHeader:
             remedy="the file is truncated or damaged: download it again.",
         ) from error
     _check_header(header, modality, frames)
+    _check_complete(header, bits_left=8 * bytes_left, bits_a_pixel=bits)
     return header
 
 
@@ -204,6 +208,20 @@ def _check_header(header: SliceHeader, modality: str, frames: int) -> None:
         )
     if problem:
         raise SeriesError(header.path, found=problem[0], expected=problem[1], remedy="leave this file or series out.")
+
+
+def _check_complete(header: SliceHeader, bits_left: int, bits_a_pixel: int) -> None:
+    """A file cut short betrays itself by its size, without a look at its pixels (where they are not compressed)."""
+    if header.transfer_syntax.is_compressed:  # deflated files included
+        return
+    needed = header.rows * header.columns * bits_a_pixel
+    if bits_left < needed:
+        raise SeriesError(
+            header.path,
+            found=f"{bits_left // 8} bytes after the header",
+            expected=f"at least the {needed // 8} bytes of its {header.rows} x {header.columns} pixels",
+            remedy="the file is cut short: download it again.",
+        )
 
 
 def _numbers(path: Path, dataset: pydicom.Dataset, keyword: str, count: int) -> np.ndarray:
@@ -309,7 +327,7 @@ def _read_hu(header: SliceHeader) -> np.ndarray:
     except Exception as error:  # damaged pixels make every decoder fail in its own way
         raise SeriesError(
             header.path,
-            found=f"pixels that cannot be decoded ({type(error).__name__}: {error})",
+            found=f"pixels that cannot be decoded ({type(error).__name__}: {' '.join(str(error).split())})",
             expected=f"{header.rows} x {header.columns} pixels in {header.transfer_syntax.name}",
             remedy="the file is truncated or damaged: download it again.",
         ) from error

@@ -143,21 +143,19 @@ def paired_bootstrap(a, b, *, generator: np.random.Generator, draws: int = 10_00
 
 
 def lands_at_constant(per_study_model, per_study_constant, *, standard_errors: float = 1.0) -> bool:
-    """Is the model's mean loss within one standard error of the constant's, study by study?
+    """Is the model's mean loss within the standard error of the constant's mean loss?
 
     The control of shuffled labels: when labels say nothing about images, a model must end here. If it ends clearly
-    below, the split leaks or the evaluation looks at training studies.
+    below, the split leaks or the evaluation looks at training studies; if it ends far above, it was trained so long
+    that what it memorised of its own studies spoils its guesses for others.
 
     Parameters
     ----------
     per_study_model, per_study_constant : `(n,)` losses of the same studies in the same order
-    standard_errors : how many standard errors of the paired difference are allowed. One is strict: chance alone
-        crosses it now and then, and the best of many epochs does so more often. Fix the seed, or run several.
-
-    A difference below 1e-6 nats counts as none: that is float32 rounding, with no spread to compare it with.
+    standard_errors : how many standard errors of the constant's mean are allowed
     """
-    differences = _paired(per_study_model, per_study_constant)
-    return bool(abs(differences.mean()) <= max(standard_errors * standard_error(differences), 1e-6))
+    distance = abs(_paired(per_study_model, per_study_constant).mean())
+    return bool(distance <= standard_errors * standard_error(per_study_constant))
 
 
 def loss_row(

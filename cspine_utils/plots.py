@@ -14,6 +14,7 @@ import numpy as np
 import seaborn as sns
 from matplotlib.colors import LightSource, ListedColormap, to_rgb
 from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
 
 from cspine_utils.anatomy import CERVICAL_IDS, LABEL_NAMES, LEVELS, TARGETS
 from cspine_utils.stacks import WINDOWS
@@ -149,29 +150,95 @@ def show_surface(ax, mask: np.ndarray, spacing_mm, view: str) -> None:
     """`surface` on an axis, true to scale, with side letters."""
     columns = 2 if view in ("front", "back") else 1
     picture = surface(mask, spacing_mm, view)
+    filled = np.flatnonzero((picture < 1).any(axis=(0, 2)))  # cut the empty sides off, leave a small margin
+    picture = picture[:, max(filled[0] - 4, 0) : filled[-1] + 5] if len(filled) else picture
     ax.imshow(picture.clip(0, 1), aspect=spacing_mm[0] / spacing_mm[columns], interpolation="bilinear")
     ax.set_title(f"seen from the {view}", fontsize=10)
-    ax.set_axis_off()
+    ax.set(xticks=[], yticks=[])
+    sns.despine(ax=ax, left=True, bottom=True)
     letters = {"front": "RL", "back": "LR", "right": "PA", "left": "AP"}[view]
-    for x, letter in ((0.02, letters[0]), (0.94, letters[1])):
-        ax.text(x, 0.5, letter, transform=ax.transAxes, fontsize=10, fontweight="bold", color="#444444")
+    ax.set_xlabel(f"{letters[0]}  <-   ->  {letters[1]}", fontsize=9)
 
 
-def loss_curves(histories: dict, constant: float, *, title: str):
+def overview(study):
+    """The first picture of the course: a neck, its label map, and one of its fractures with its box.
+
+    `study` is a `phantom.Rendered` with at least one fracture.
+    """
+    volume, mask = Volume(study.hu, study.affine), study.labels
+    middle = int(np.median(np.argwhere(mask == 4)[:, 2]))
+    box = max(study.boxes, key=lambda b: study.altered[b.slice_index].sum())
+    figure, axes = plt.subplots(1, 4, figsize=(14, 4.4), width_ratios=[0.8, 0.8, 0.9, 0.9])
+    show_plane(axes[0], volume, "sagittal", middle, title="a synthetic neck")
+    show_plane(axes[1], volume, "sagittal", middle, mask=mask, title="its label map, C1-C7")
+    show_surface(axes[2], mask, volume.spacing_mm, "front")
+    rectangle = [(box.x, box.y, box.width, box.height)]
+    show_plane(
+        axes[3], volume, "axial", box.slice_index, boxes=rectangle, title=f"a fracture of {box.level} and its box"
+    )
+    half = 35 / volume.spacing_mm[1]
+    axes[3].set_xlim(box.x + box.width / 2 - half, box.x + box.width / 2 + half)
+    axes[3].set_ylim(box.y + box.height / 2 + half, box.y + box.height / 2 - half)
+    level_legend(figure, mask)
+    return figure
+
+
+def twin_gallery(pairs: dict, *, crop_mm: float = 70.0):
+    """Fractured, intact and their difference, a row a pair, in the plane that shows most of the fracture.
+
+    Parameters
+    ----------
+    pairs : title -> (fractured, intact), both `phantom.Rendered` of one plan
+    crop_mm : side of the square that is shown, around the altered voxels
+    """
+    figure, axes = plt.subplots(len(pairs), 3, figsize=(8.4, 2.9 * len(pairs)), squeeze=False)
+    for row, (title, (fractured, intact)) in zip(axes, pairs.items(), strict=True):
+        plane, index, window = _clearest_plane(fractured, crop_mm)
+        volumes = [Volume(study.hu, study.affine) for study in (fractured, intact)]
+        for ax, volume, name in zip(row, volumes, (title, "intact twin"), strict=False):
+            show_plane(ax, volume, plane, index, title=f"{name} ({plane})")
+        difference = cut(fractured.hu, plane, index).astype(float) - cut(intact.hu, plane, index)
+        rows, columns = PLANES[plane][1]
+        aspect = volumes[0].spacing_mm[rows] / volumes[0].spacing_mm[columns]
+        row[2].imshow(difference, cmap="PuOr", vmin=-800, vmax=800, aspect=aspect, interpolation="nearest")
+        row[2].set_title("difference", fontsize=10)
+        row[2].set_xlabel("orange: darker, purple: brighter\n(full colour at 800 HU)", fontsize=8)
+        row[2].set(xticks=[], yticks=[])
+        for ax in row:
+            ax.set(xlim=window[1], ylim=window[0][::-1], facecolor="black")  # beyond the scan there is nothing
+    return figure
+
+
+def _clearest_plane(study, crop_mm: float):
+    """(plane, index, ((row from, to), (column from, to))) of the plane with the largest altered area, in mm^2."""
+    spacing = Volume(study.hu, study.affine).spacing_mm
+    best = None
+    for plane, (_, shown, *_) in PLANES.items():
+        area = study.altered.sum(axis=shown) * spacing[shown[0]] * spacing[shown[1]]
+        if best is None or area.max() > best[0]:
+            best = area.max(), plane, int(area.argmax())
+    _, plane, index = best
+    places = np.argwhere(cut(study.altered, plane, index))
+    centre = places.mean(axis=0)
+    half = [crop_mm / 2 / spacing[axis] for axis in PLANES[plane][1]]
+    return plane, index, tuple((c - h, c + h) for c, h in zip(centre, half, strict=True))
+
+
+def loss_curves(histories: dict, *, train_constant: float, validation_constant: float, title: str):
     """Training (dashed) and validation (solid) loss by epoch, with the base-rate constant as a line.
 
     Parameters
     ----------
     histories : name -> DataFrame with the columns epoch, train_loss, validation_loss
-    constant : validation loss of the base-rate constant on the same studies
+    train_constant, validation_constant : losses of the base-rate constant on the same studies
     """
     figure, ax = plt.subplots(figsize=(8, 4.2))
     for (name, history), colour in zip(histories.items(), sns.color_palette("colorblind"), strict=False):
         ax.plot(history["epoch"], history["train_loss"], "--", color=colour, label=f"{name}: training")
         ax.plot(history["epoch"], history["validation_loss"], "-", color=colour, label=f"{name}: validation")
-    ax.axhline(
-        constant, color="black", linewidth=1.2, linestyle=":", label=f"base-rate constant, validation ({constant:.3f})"
-    )
+    for constant, style, name in ((train_constant, "-.", "training"), (validation_constant, ":", "validation")):
+        label = f"base-rate constant, {name} ({constant:.3f})"
+        ax.axhline(constant, color="black", linewidth=1.2, linestyle=style, label=label)
     ax.set_xlabel("epoch (0 = before training)")
     ax.set_ylabel("mean binary cross-entropy (nats)")
     ax.set_title(title, fontsize=11)
@@ -196,6 +263,7 @@ def prevalence_bars(rates: dict[str, np.ndarray], counts: dict[str, int]):
 
 def _side_letters(ax, plane: str) -> None:
     _, _, (left, right), (top, bottom) = PLANES[plane]
+    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bone, too
     style = {"color": "white", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
     for x, y, letter in ((0.05, 0.5, left), (0.95, 0.5, right), (0.5, 0.95, top), (0.5, 0.05, bottom)):
-        ax.text(x, y, letter, transform=ax.transAxes, **style)
+        ax.text(x, y, letter, transform=ax.transAxes, path_effects=outline, **style)

@@ -104,7 +104,14 @@ def run_notebook(notebook, out, parameters: dict | None = None) -> None:
     partial = out.with_name(f"{out.stem}.failed.ipynb")
     try:
         papermill.execute_notebook(
-            notebook, partial, checked, cwd=notebook.parent, kernel_name="python3", progress_bar=False
+            notebook,
+            partial,
+            checked,
+            cwd=notebook.parent,
+            kernel_name="python3",
+            progress_bar=False,
+            # Only a kernel's errors belong on the terminal, not its remarks on the loopback connection.
+            extra_arguments=["--log-level=ERROR"],
         )
     except PapermillExecutionError as error:
         raise NotebookError(

@@ -11,7 +11,8 @@ What a run leaves in its folder:
 
 * `history.csv`: one row an epoch, from epoch 0 = before training
 * `history.json`: the same with the settings and the best epoch
-* `best.pt`: weights at the lowest validation loss (the earliest, if several; epoch 0 counts)
+* `best.pt`: weights at the lowest validation loss of the trained epochs (the earliest, if several). Epoch 0 does not
+  compete: it may *be* the constant, and a table that shows it as the model's loss would show no training at all
 * `last.pt`: weights, optimizer and history after the latest finished epoch
 
 Every file is written under a temporary name and then renamed, so a kill leaves the old file or the new one.
@@ -51,7 +52,8 @@ class TrainingResult:
     history : one row an epoch: epoch, train_loss, validation_loss, learning_rate, seconds. Row 0 is the untrained
         model (its train_loss in eval mode). Later, train_loss is the mean over studies **while** the weights moved and
         dropout was on, so it lags behind the validation loss, which is measured in eval mode after the epoch.
-    best_epoch, best_validation_loss : where the validation loss was lowest; 0 means that training helped nothing
+    best_epoch, best_validation_loss : the trained epoch with the lowest validation loss. If row 0 of the history is
+        lower still, training helped nothing. (0 only where `epochs` is 0.)
     best_train_loss : train loss in eval mode with the best epoch's weights: compare this with best_validation_loss
     seconds : all epochs together, those before an interruption included
     resumed_from : the last epoch that was found finished on disk, or None for a fresh start
@@ -210,7 +212,8 @@ class _Run:
 
     @property
     def best(self) -> dict:
-        return min(self.history, key=lambda row: row["validation_loss"])  # min keeps the earliest of equals
+        trained = self.history[1:] or self.history
+        return min(trained, key=lambda row: row["validation_loss"])  # min keeps the earliest of equals
 
     def next_epoch(self) -> int | None:
         """The epoch to run now, or None if the run is finished."""

@@ -1,3 +1,6 @@
+import re
+
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -182,7 +185,7 @@ def bad_only_one(paths):
     [
         (bad_text, ["9.dcm", "not DICOM"]),
         (bad_truncated_header, ["4.dcm", "download it again"]),
-        (bad_truncated_pixels, ["4.dcm", "cannot be decoded", "9 x 11"]),
+        (bad_truncated_pixels, ["4.dcm", "cut short", "198 bytes", "9 x 11"]),
         (bad_empty_file, ["4.dcm", "download it again"]),
         (bad_missing_slice, ["3.000 mm", "3.dcm", "5.dcm", "1 slice(s) missing", "1.500 mm"]),
         (bad_two_missing_slices, ["3.dcm", "6.dcm", "2 slice(s) missing"]),
@@ -225,6 +228,58 @@ def test_hidden_files_are_not_slices(tmp_path, volume):
     write_series(tmp_path, volume)
     (tmp_path / ".DS_Store").write_bytes(b"\0\1")
     assert np.array_equal(read_series(tmp_path).hu, volume.hu)
+
+
+def encode(path, syntax, encoder, **options):
+    """Replace a file's pixels by a compressed stream."""
+    dataset = pydicom.dcmread(path)
+    stream = encoder(dataset.pixel_array, **options)
+    dataset.PixelData = pydicom.encaps.encapsulate([bytes(stream)])
+    dataset.file_meta.TransferSyntaxUID = syntax
+    dataset["PixelData"].VR = "OB"
+    dataset.save_as(path)
+
+
+LOSSLESS = [
+    (pydicom.uid.JPEGLossless, imagecodecs.ljpeg_encode, {"bitspersample": 12}),
+    (pydicom.uid.JPEG2000Lossless, imagecodecs.jpeg2k_encode, {"codecformat": "j2k", "level": 0}),
+    (pydicom.uid.JPEGLSLossless, imagecodecs.jpegls_encode, {}),
+]
+
+
+@pytest.mark.parametrize(("syntax", "encoder", "options"), LOSSLESS, ids=lambda value: getattr(value, "name", ""))
+def test_lossless_streams_give_back_every_value(tmp_path, syntax, encoder, options):
+    volume = patient_volume((4, 24, 31))
+    for path in write_series(tmp_path, volume, signed=False):
+        encode(path, syntax, encoder, **options)
+    assert np.array_equal(read_series(tmp_path).hu, volume.hu)
+
+
+@pytest.mark.parametrize(("syntax", "encoder", "options"), LOSSLESS, ids=lambda value: getattr(value, "name", ""))
+def test_a_damaged_stream_is_refused_with_its_syntax(tmp_path, caplog, syntax, encoder, options):
+    paths = write_series(tmp_path, patient_volume((4, 24, 31)), signed=False)
+    for path in paths:
+        encode(path, syntax, encoder, **options)
+    dataset = pydicom.dcmread(paths[2])
+    stream = next(pydicom.encaps.generate_frames(dataset.PixelData, number_of_frames=1))
+    dataset.PixelData = pydicom.encaps.encapsulate([stream[:40]])
+    dataset.save_as(paths[2])
+    with pytest.raises(SeriesError, match=rf"3\.dcm.*cannot be decoded.*{re.escape(syntax.name)}"):
+        read_series(tmp_path)
+    assert "Traceback" not in caplog.text
+
+
+def test_a_stream_of_another_size_is_refused(tmp_path):
+    paths = write_series(tmp_path, patient_volume((4, 24, 31)), signed=False)
+    encode(paths[1], *LOSSLESS[0][:2], **LOSSLESS[0][2])
+
+    def claim(dataset):
+        dataset.Rows, dataset.Columns = 31, 24
+
+    for path in paths:
+        edit(path, claim)
+    with pytest.raises(SeriesError, match=r"2\.dcm.*\(24, 31\), the header says \(31, 24\)"):
+        read_series(tmp_path)
 
 
 @needs_real_ct("transfer-syntaxes")

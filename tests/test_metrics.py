@@ -244,17 +244,16 @@ def test_unusable_per_study_losses_are_refused(a, b, options, message):
 def test_lands_at_constant():
     rng = np.random.default_rng(0)
     constant = rng.uniform(0.2, 0.7, 40)
+    step = constant.std(ddof=1) / np.sqrt(40)
     noise = rng.normal(0, 0.1, 40)
     noise -= noise.mean()
-    step = metrics.standard_error(noise)
-    assert metrics.lands_at_constant(constant + noise + 0.9 * step, constant)
-    assert metrics.lands_at_constant(constant + noise - 0.9 * step, constant)
-    assert not metrics.lands_at_constant(constant + noise + 1.1 * step, constant)
-    assert not metrics.lands_at_constant(constant + noise - 1.1 * step, constant)
-    assert metrics.lands_at_constant(constant + noise - 1.1 * step, constant, standard_errors=2)
+    for sign in (-1, 1):
+        assert metrics.lands_at_constant(constant + noise + sign * 0.9 * step, constant)
+        assert not metrics.lands_at_constant(constant + noise + sign * 1.1 * step, constant)
+        assert metrics.lands_at_constant(constant + noise + sign * 1.1 * step, constant, standard_errors=1.2)
     assert metrics.lands_at_constant(constant, constant)
-    assert metrics.lands_at_constant(constant + 1e-8, constant)  # rounding, without any spread
-    assert not metrics.lands_at_constant(constant - 0.01, constant)
+    with pytest.raises(ParameterError):
+        metrics.lands_at_constant(constant[:-1], constant)
 
 
 # ---- the table

@@ -1,7 +1,7 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import write_series
+from conftest import patient_volume, write_series
 
 from cspine_utils import screening
 from cspine_utils.errors import ParameterError
@@ -33,6 +33,20 @@ def test_bad_studies_are_listed_and_the_survey_goes_on(rsna_folder, volume):
     for study, words in ((gap, "1 slice(s) missing"), (text, "99.dcm"), (absent, "no such folder")):
         assert words in table.loc[study, "reason"] and "What to do:" in table.loc[study, "reason"]
     assert table.loc[good, "first_number"] == 2 and table.loc[good, "reason"] == ""
+
+
+def test_a_file_cut_short_is_seen_without_reading_pixels(tmp_path):
+    root, study = tmp_path / "rsna", "1.2.826.0.1.3680043.11"
+    paths = write_series(root / "train_images" / study, patient_volume((4, 40, 50)), study_uid=study)
+    content = paths[2].read_bytes()
+    (root / "segmentations").mkdir()
+    (root / "train.csv").write_text("StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n" + study + ",0" * 8 + "\n")
+    (root / "train_bounding_boxes.csv").write_text("StudyInstanceUID,x,y,width,height,slice_number\n")
+    for kept, verdict in ((len(content), "use"), (len(content) - 20, "reject")):
+        paths[2].write_bytes(content[:kept])
+        row = screening.survey(RsnaDataset(root), progress=False).iloc[0]
+        assert row["verdict"] == verdict
+    assert "3.dcm" in row["reason"] and "cut short" in row["reason"] and "40 x 50" in row["reason"]
 
 
 def labels_of(n_fractured, n_intact):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from cspine_utils import stacks
+from cspine_utils import demo, stacks
 from cspine_utils.errors import StackError
 from cspine_utils.rsna import RsnaDataset
 from cspine_utils.volume import Volume
@@ -114,15 +114,42 @@ def test_normalise_windows_hu_and_scales_labels(kind):
     stack = np.zeros((1, 6, 1, 3), np.float32)
     stack[0, :5] = [-900, 400, 1300]
     stack[0, 5] = [0, 7, 9]
-    out = stacks.normalise(kind(stack))
-    assert np.asarray(out)[0, 0, 0].tolist() == [0, 0.5, 1] and np.asarray(out)[0, 4, 0].tolist() == [0, 0.5, 1]
-    assert np.asarray(out)[0, 5, 0].tolist() == [0, 1, 0], "C7 is 1, thoracic labels are 0"
+    out = np.asarray(stacks.normalise(kind(stack)))
+    for channel in (0, 4):
+        assert out[0, channel, 0] == pytest.approx((np.array([0, 0.5, 1]) - 0.15) / 0.16, abs=1e-5)
+    expected = (np.array([0, 1, 0]) - 0.012) / 0.093
+    assert out[0, 5, 0] == pytest.approx(expected, abs=1e-5), "C7 is 1 before scaling, thoracic labels are 0"
     assert stack[0, 0, 0].tolist() == [-900, 400, 1300], "the input stays as it is"
 
 
 @pytest.fixture
 def store(tmp_path):
     return tmp_path / "store"
+
+
+def test_scaling_constants_are_those_of_the_synthetic_cohort():
+    x = demo.easy_studies(3, seed=7, size=64).tensors[0]
+    slices, masks = x[:, :, :5], x[:, :, 5]
+    assert abs(float(slices.mean())) < 0.3 and 0.8 < float(slices.std()) < 1.25
+    assert abs(float(masks.mean())) < 0.3 and 0.7 < float(masks.std()) < 1.3
+
+
+def test_fingerprint_tells_equal_data_from_other_data(rsna_folder, store):
+    dataset = RsnaDataset(rsna_folder)
+    stacks.prepare(dataset, dataset.studies[:3], store, size=8, count=12, progress=False)
+    labels = dataset.labels.iloc[:3]
+    relabelled = labels.copy()
+    relabelled.iloc[0, 0] = 1
+    fingerprints = [
+        stacks.StackDataset(store, labels).fingerprint,
+        stacks.StackDataset(store, labels.iloc[::-1]).fingerprint,
+        stacks.StackDataset(store, labels.iloc[:2]).fingerprint,
+        stacks.StackDataset(store, relabelled).fingerprint,
+        stacks.StackDataset(store, labels, window="soft").fingerprint,
+        stacks.StackDataset(store, labels, blank_mask=True).fingerprint,
+    ]
+    assert len(set(fingerprints)) == 6
+    assert stacks.StackDataset(store, labels.copy()).fingerprint == fingerprints[0]
 
 
 def contents(folder):
@@ -145,9 +172,9 @@ def test_store_gives_back_the_studys_stack(rsna_folder, store):
     x, y = samples[1]
     assert len(samples) == 3 and x.dtype == torch.float32 and y.tolist() == [0, 0, 0, 0, 1, 0, 0, 1]
     assert np.array_equal(x.numpy(), stacks.normalise(direct))
-    assert x[:, -1].any()
+    assert len(x[:, -1].unique()) == len(np.unique(direct[:, -1])) > 3
     blank = stacks.StackDataset(store, usable, blank_mask=True)[1][0]
-    assert not blank[:, -1].any() and torch.equal(blank[:, :5], x[:, :5])
+    assert torch.equal(blank[:, -1].unique(), x[:, -1].min()[None]) and torch.equal(blank[:, :5], x[:, :5])
 
 
 def test_prepare_resumes_without_redoing(rsna_folder, store):

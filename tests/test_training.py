@@ -69,7 +69,7 @@ def fit(out, *, train=None, validation=None, net=None, seed=0, **changes):
     result = training.fit(
         net,
         train or Studies(5, 1),
-        validation or Studies(4, 23),
+        validation or Studies(4, 30),
         out=out,
         generator=torch.Generator().manual_seed(seed),
         **{**settings, **changes},
@@ -129,23 +129,15 @@ def per_study(net, data, rates):
 
 
 def test_labels_without_meaning_land_at_the_constant_and_a_leak_does_not(tmp_path):
-    """The control, and the fixture that must make it fail: validation studies that were trained on.
-
-    The best of nine epochs is lucky now and then: of 20 seeds tried, 17 landed within one standard error and all
-    within two; of 20 leaks none did, the nearest at 10. These six seeds hold one of the lucky ones.
-    """
-    landed = []
+    """The control, and the fixture that must make it fail: validation studies that were trained on."""
     for seed in range(4, 10):
         train, validation = Studies(24, 2 * seed + 100), Studies(24, 2 * seed + 101)
         rates = metrics.base_rates(train.y.numpy(), smoothing=0.5)
         options = dict(train=train, epochs=8, batch_size=4, gamma=1.0, seed=seed, base_rates=rates)
         net, _ = fit(tmp_path / f"fair-{seed}", validation=validation, net=model(seed), **options)
-        losses = per_study(net, validation, rates)
-        landed.append(metrics.lands_at_constant(*losses))
-        assert metrics.lands_at_constant(*losses, standard_errors=2.5)
+        assert metrics.lands_at_constant(*per_study(net, validation, rates))
         net, _ = fit(tmp_path / f"leak-{seed}", validation=train, net=model(seed), **options)
-        assert not metrics.lands_at_constant(*per_study(net, train, rates), standard_errors=5)
-    assert sum(landed) >= 4
+        assert not metrics.lands_at_constant(*per_study(net, train, rates))
 
 
 # ---- what the numbers are
@@ -153,7 +145,7 @@ def test_labels_without_meaning_land_at_the_constant_and_a_leak_does_not(tmp_pat
 
 def test_epoch_0_is_the_constant(undisturbed):
     _, _, result = undisturbed
-    for name, data in (("train_loss", Studies(5, 1)), ("validation_loss", Studies(4, 23))):
+    for name, data in (("train_loss", Studies(5, 1)), ("validation_loss", Studies(4, 30))):
         y = data.y.numpy()
         constant = metrics.plain_bce(y, metrics.constant_predictions(RATES.double().numpy(), len(y)))
         assert result.history[name][0] == pytest.approx(constant, rel=1e-6)
@@ -220,9 +212,13 @@ def test_the_best_epoch_is_kept_and_returned(tmp_path):
     assert same_weights(net.state_dict(), saved(tmp_path / "short", "last.pt")["model"])
 
 
-def test_an_untrained_model_can_be_the_best(tmp_path):
-    _, result = fit(tmp_path, epochs=2, learning_rate=1.0, gamma=1.0)
-    assert result.best_epoch == 0 and result.best_validation_loss == result.history["validation_loss"][0]
+def test_the_untrained_model_does_not_pass_for_a_trained_one(tmp_path):
+    net, result = fit(tmp_path / "harm", epochs=2, learning_rate=1.0, gamma=1.0)
+    losses = result.history["validation_loss"]
+    assert losses[0] < losses[1:].min(), "else this case shows nothing"
+    assert result.best_epoch == losses[1:].idxmin() and result.best_validation_loss == losses[1:].min()
+    _, untrained = fit(tmp_path / "none", epochs=0)
+    assert untrained.best_epoch == 0 and untrained.best_validation_loss == untrained.history["validation_loss"][0]
 
 
 def test_patience_stops_and_stays_stopped(tmp_path):
@@ -401,7 +397,7 @@ def test_a_folder_with_another_run_is_refused(undisturbed, changes, message):
 
 
 def test_a_folder_with_a_run_on_other_data_is_refused(tmp_path):
-    data = Studies(4, 23)
+    data = Studies(4, 30)
     data.fingerprint = "with the mask"
     fit(tmp_path, validation=data)
     fit(tmp_path, validation=data)

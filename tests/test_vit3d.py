@@ -82,9 +82,7 @@ def test_forward_equals_torchs_own_encoder():
         }
         layer.load_state_dict({name: value.detach() for name, value in pairs.items()})
         layers.append(layer)
-    linear, norm = model.embed
-    tokens = patches_by_slicing(x, 3, 4) @ linear.weight.T + linear.bias
-    tokens = nn.functional.layer_norm(tokens, (24,), norm.weight, norm.bias) + model.position
+    tokens = patches_by_slicing(x, 3, 4) @ model.embed.weight.T + model.embed.bias + model.position
     for layer in layers:
         tokens = layer(tokens)
     pooled = nn.functional.layer_norm(tokens.mean(dim=1), (24,), model.norm.weight, model.norm.bias)
@@ -152,7 +150,7 @@ def test_gradients_reach_every_parameter():
 def test_number_of_parameters(depth, heads, mlp_ratio):
     model = small(depth=depth, heads=heads, mlp_ratio=mlp_ratio)
     e, box, n, inner = 24, 3 * 4 * 4 * 5, 2 * 2 * 3, 24 * mlp_ratio
-    embed = (box * e + e) + 2 * e
+    embed = box * e + e
     block = 2 * e + (3 * e * e + 3 * e) + (e * e + e) + 2 * e + (e * inner + inner) + (inner * e + e)
     expected = embed + n * e + depth * block + 2 * e + (e * 8 + 8)
     assert sum(p.numel() for p in model.parameters()) == expected

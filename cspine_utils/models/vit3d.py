@@ -118,8 +118,9 @@ class ViT3D(nn.Module):
         self.patchify = Rearrange(
             "b (f pf) c (h ph) (w pw) -> b (f h w) (pf ph pw c)", pf=frame_patch, ph=patch, pw=patch
         )
-        # No normalisation of the raw patch: HU is an absolute scale, and it would make air and bone look alike.
-        self.embed = nn.Sequential(nn.Linear(frame_patch * patch * patch * channels, dim), nn.LayerNorm(dim))
+        # No normalisation of the patch or its embedding: HU is an absolute scale, and it would make air and bone
+        # look alike. (Tried: with a LayerNorm here eight studies took several times as long to learn by heart.)
+        self.embed = nn.Linear(frame_patch * patch * patch * channels, dim)
         self.position = nn.Parameter(0.02 * torch.randn(1, n, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
@@ -175,7 +176,8 @@ class ViT3D(nn.Module):
             "ViT3D.forward(x)",
             found=f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}",
             expected=f"float (b, {', '.join(map(str, self.input_shape))}), the axes b f c h w",
-            remedy="channels come before frames here: use x.transpose(1, 2)" if swapped
+            remedy="channels come before frames here: use x.transpose(1, 2)"
+            if swapped
             else "resample the stack to the model's input_shape, or build the model for the stack's shape",
         )
 

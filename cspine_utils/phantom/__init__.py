@@ -10,5 +10,16 @@ from .fractures import DIFFICULTIES, FRACTURE_TYPES
 from .patterns import level_patterns
 from .study import Box, FractureTruth, Rendered, StudyPlan, draw_plan, render
 
-__all__ = ["Box", "DIFFICULTIES", "FRACTURE_TYPES", "FractureTruth", "Rendered", "StudyPlan", "draw_plan",
-           "level_patterns", "read_truth", "render", "write_cohort"]
+__all__ = [
+    "Box",
+    "DIFFICULTIES",
+    "FRACTURE_TYPES",
+    "FractureTruth",
+    "Rendered",
+    "StudyPlan",
+    "draw_plan",
+    "level_patterns",
+    "read_truth",
+    "render",
+    "write_cohort",
+]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from ..errors import CSpineError
+from cspine_utils.errors import CSpineError
+
 from .cohort import write_cohort
 from .fractures import DIFFICULTIES
 from .study import PREVALENCES
@@ -13,8 +14,10 @@ from .study import PREVALENCES
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 with one line on stderr for anything the user can mend)."""
-    parser = argparse.ArgumentParser(prog="python -m cspine_utils.phantom",
-                                     description="Write a synthetic cervical-spine CT cohort in the RSNA-2022 form.")
+    parser = argparse.ArgumentParser(
+        prog="python -m cspine_utils.phantom",
+        description="Write a synthetic cervical-spine CT cohort in the RSNA-2022 form.",
+    )
     parser.add_argument("--out", required=True, help="folder to write, or to finish")
     parser.add_argument("--studies", type=int, required=True, help="number of studies")
     parser.add_argument("--seed", type=int, required=True, help="the same seed gives the same bytes")
@@ -23,8 +26,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--prevalence", default="rsna", help=", ".join(PREVALENCES) + " (default rsna)")
     args = parser.parse_args(arguments)
     try:
-        write_cohort(args.out, args.studies, args.seed, size=args.size, difficulty=args.difficulty,
-                     prevalence=args.prevalence)
+        write_cohort(
+            args.out, args.studies, args.seed, size=args.size, difficulty=args.difficulty, prevalence=args.prevalence
+        )
     except CSpineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

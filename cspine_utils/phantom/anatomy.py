@@ -41,8 +41,16 @@ class Size:
 
     def scaled(self, factor: float) -> Size:
         """The same vertebra in a larger or smaller person (angles stay)."""
-        lengths = (self.width, self.depth, self.height, self.disc, self.canal_depth, self.canal_width, self.spinous,
-                   self.transverse)
+        lengths = (
+            self.width,
+            self.depth,
+            self.height,
+            self.disc,
+            self.canal_depth,
+            self.canal_width,
+            self.spinous,
+            self.transverse,
+        )
         return Size(*(factor * v for v in lengths), self.spinous_fall, self.facet_slope)
 
 
@@ -126,8 +134,18 @@ def build_spine(patient: Patient) -> Spine:
     for name, jitter in zip(BONES, patient.jitter, strict=True):
         s = SIZES[name].scaled(patient.scale)
         w, d, h, disc, canal, spinous = jitter
-        sizes[name] = Size(s.width * w, s.depth * d, s.height * h, s.disc * disc, s.canal_depth * canal,
-                           s.canal_width * canal, s.spinous * spinous, s.transverse * w, s.spinous_fall, s.facet_slope)
+        sizes[name] = Size(
+            s.width * w,
+            s.depth * d,
+            s.height * h,
+            s.disc * disc,
+            s.canal_depth * canal,
+            s.canal_width * canal,
+            s.spinous * spinous,
+            s.transverse * w,
+            s.spinous_fall,
+            s.facet_slope,
+        )
     tilt = {"T2": patient.slope_deg + 1.0, "T1": patient.slope_deg + 2.0}
     for step, name in enumerate(BONES[6:0:-1]):  # C7 .. C2
         tilt[name] = patient.slope_deg - patient.cobb_deg * step / 5
@@ -188,10 +206,25 @@ def _arch(field: Field, s: Size, pillar_half: float, pillar_x: float, spinous_ti
     for side in (-1, 1):
         x = side * pillar_x
         field.add(block((x, pillar_y, low), (5.9, 5.8, pillar_half), 2.0, slope_y=s.facet_slope), 1.5)
-        field.add(capsule((side * (s.width / 2 - 3), s.depth / 2 - 3.5, 1.0), (x - side, pillar_y - 1.5, 0.5), 2.7,
-                          stretch=(1, 1, 1.35)), 2.0)
-        field.add(plate((x - side * 1.5, pillar_y + 3.0, low - 1.0), (side * 1.2, back + 1.6, low - 2.0),
-                        0.40 * s.height + 0.6, 1.9, shingle=0.35), 2.0)
+        field.add(
+            capsule(
+                (side * (s.width / 2 - 3), s.depth / 2 - 3.5, 1.0),
+                (x - side, pillar_y - 1.5, 0.5),
+                2.7,
+                stretch=(1, 1, 1.35),
+            ),
+            2.0,
+        )
+        field.add(
+            plate(
+                (x - side * 1.5, pillar_y + 3.0, low - 1.0),
+                (side * 1.2, back + 1.6, low - 2.0),
+                0.40 * s.height + 0.6,
+                1.9,
+                shingle=0.35,
+            ),
+            2.0,
+        )
     tip_z = low - 2.5 - s.spinous * s.spinous_fall
     end = (0.0, back + s.spinous, tip_z)
     field.add(capsule((0, back + 1.5, low - 2.5), end, 2.6, spinous_tip, stretch=(0.85, 1.0, 1.45)), 2.5)
@@ -226,13 +259,24 @@ def _subaxial(field: Field, name: str, s: Size, pitch: float, bifid: bool) -> No
             hole_x, hole_y = side * (s.width / 2 + 4.2), s.depth / 2 - 4.5
             tip = (side * s.transverse, hole_y + 4.5, -1.0)
             field.add(capsule((side * pillar_x, hole_y + 5.0, 0.0), tip, 3.0, 2.6), 1.5)
-            field.add(capsule((side * (s.width / 2 - 2), hole_y - 2.6, 0.5),
-                              (side * (s.transverse - 8), hole_y + 2.5, 0.0), 1.5, 1.7), 1.5)
+            field.add(
+                capsule(
+                    (side * (s.width / 2 - 2), hole_y - 2.6, 0.5),
+                    (side * (s.transverse - 8), hole_y + 2.5, 0.0),
+                    1.5,
+                    1.7,
+                ),
+                1.5,
+            )
             field.carve(capsule((hole_x, hole_y + 0.6, -12.0), (hole_x, hole_y + 0.6, 12.0), 1.9), 0.8)
     else:
         for side in (-1, 1):
-            field.add(capsule((side * pillar_x, s.depth / 2 + 4.0, 0.0),
-                              (side * s.transverse, s.depth / 2 + 11.0, 2.0), 3.6, 3.2), 2.0)
+            field.add(
+                capsule(
+                    (side * pillar_x, s.depth / 2 + 4.0, 0.0), (side * s.transverse, s.depth / 2 + 11.0, 2.0), 3.6, 3.2
+                ),
+                2.0,
+            )
     _arch(field, s, pitch / 2 - 0.2, pillar_x, 2.3 if not thoracic else 2.6, bifid)
 
 
@@ -246,11 +290,39 @@ def _axis(field: Field, s: Size, scale: float, bifid: bool) -> None:
     for side in (-1, 1):
         field.add(block((side * 14.0, 1.5, 4.5), (7.8, 7.6, 3.4), 2.0, slope_x=0.42), 2.5)
         field.add(capsule((side * 13.5, 4.0, 2.0), (side * pillar_x, s.depth / 2 + 4.5, -4.0), 4.6, 4.8), 2.5)
-    _lateral_processes(field, Size(s.width + 2, *[getattr(s, f) for f in (
-        "depth", "height", "disc", "canal_depth", "canal_width", "spinous", "transverse", "spinous_fall",
-        "facet_slope")]), pillar_x)
-    lower = Size(s.width, s.depth, 14.0, s.disc, s.canal_depth, s.canal_width, s.spinous, s.transverse,
-                 s.spinous_fall, s.facet_slope)
+    _lateral_processes(
+        field,
+        Size(
+            s.width + 2,
+            *[
+                getattr(s, f)
+                for f in (
+                    "depth",
+                    "height",
+                    "disc",
+                    "canal_depth",
+                    "canal_width",
+                    "spinous",
+                    "transverse",
+                    "spinous_fall",
+                    "facet_slope",
+                )
+            ],
+        ),
+        pillar_x,
+    )
+    lower = Size(
+        s.width,
+        s.depth,
+        14.0,
+        s.disc,
+        s.canal_depth,
+        s.canal_width,
+        s.spinous,
+        s.transverse,
+        s.spinous_fall,
+        s.facet_slope,
+    )
     _arch(field, lower, 6.2, pillar_x, 3.0, bifid)
 
 
@@ -260,6 +332,7 @@ def _atlas(field: Field, s: Size, scale: float) -> None:
     arc = [(15.5, -5.0, 0.0), (9.0, -9.0, 0.0), (0.0, -10.3, 0.0)]
     rear = [(17.5, 9.5, 1.0), (16.5, 16.0, 2.0), (10.5, 22.5, 2.2), (0.0, 25.5, 2.0)]
     for side in (-1, 1):
+
         def at(p, side=side):
             return (side * p[0] * k, p[1] * k, p[2] * k)
 
@@ -293,8 +366,7 @@ def build_vertebrae(grid: Grid, spine: Spine, patient: Patient) -> dict[str, Fie
             _axis(field, s, patient.scale, patient.bifid[0])
         else:
             above = spine.sizes[BONES[i - 1]]
-            _subaxial(field, name, s, s.height + (above.disc + s.disc) / 2,
-                      name in BONES[1:6] and patient.bifid[i - 1])
+            _subaxial(field, name, s, s.height + (above.disc + s.disc) / 2, name in BONES[1:6] and patient.bifid[i - 1])
         fields[name] = field
     for upper, lower in zip(BONES, BONES[1:], strict=False):
         clear(fields[upper], fields[lower], JOINT_MM)

@@ -26,10 +26,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
-from ..anatomy import LEVELS
-from ..errors import ParameterError
+from cspine_utils.anatomy import LEVELS
+from cspine_utils.errors import ParameterError
+
 from .export import Storage, draw_storage, write_mask, write_series, write_truth
 from .study import Stage, StudyPlan, check_parameters, draw_plan, render, stream
 
@@ -40,9 +41,18 @@ _BOX = ("x", "y", "width", "height", "slice_number")
 _FRACTURE = ("level", "type", "gap_mm", "displacement_mm", "altered_voxels")
 
 
-def write_cohort(root, studies: int, seed: int, *, size: int = 128, difficulty: str = "standard",
-                 prevalence: str = "rsna", mask_share: float = 0.75, box_share: float = 1.0,
-                 progress: bool = True) -> Path:
+def write_cohort(
+    root,
+    studies: int,
+    seed: int,
+    *,
+    size: int = 128,
+    difficulty: str = "standard",
+    prevalence: str = "rsna",
+    mask_share: float = 0.75,
+    box_share: float = 1.0,
+    progress: bool = True,
+) -> Path:
     """Write a synthetic cohort, or finish one that was begun with the same parameters.
 
     Parameters
@@ -64,9 +74,16 @@ def write_cohort(root, studies: int, seed: int, *, size: int = 128, difficulty: 
     """
     root = Path(root)
     _check(studies, seed, size, difficulty, prevalence, mask_share, box_share)
-    settings = {"version": VERSION, "studies": int(studies), "seed": int(seed), "size": int(size),
-                "difficulty": difficulty, "prevalence": prevalence, "mask_share": float(mask_share),
-                "box_share": float(box_share)}
+    settings = {
+        "version": VERSION,
+        "studies": int(studies),
+        "seed": int(seed),
+        "size": int(size),
+        "difficulty": difficulty,
+        "prevalence": prevalence,
+        "mask_share": float(mask_share),
+        "box_share": float(box_share),
+    }
     _claim(root, settings)
     shutil.rmtree(root / ".partial", ignore_errors=True)
     plans = [draw_plan(seed, i, size=size, difficulty=difficulty, prevalence=prevalence) for i in range(studies)]
@@ -82,8 +99,9 @@ def write_cohort(root, studies: int, seed: int, *, size: int = 128, difficulty: 
 
 def _check(studies, seed, size, difficulty, prevalence, mask_share, box_share) -> None:
     if not isinstance(studies, (int, np.integer)) or isinstance(studies, bool) or not 1 <= studies <= 99_999:
-        raise ParameterError("studies", found=repr(studies), expected="an integer from 1 to 99999",
-                             remedy="ask for at least one study")
+        raise ParameterError(
+            "studies", found=repr(studies), expected="an integer from 1 to 99999", remedy="ask for at least one study"
+        )
     check_parameters(seed=seed, size=size, difficulty=difficulty, prevalence=prevalence)
     for name, share in (("mask_share", mask_share), ("box_share", box_share)):
         if not isinstance(share, (int, float)) or not math.isfinite(share) or not 0 <= share <= 1:
@@ -106,12 +124,18 @@ def _claim(root: Path, settings: dict) -> None:
         if found != settings:
             names = [k for k in sorted({*found, *settings}) if found.get(k) != settings.get(k)]
             raise ParameterError(
-                path, found=", ".join(f"{k}={found.get(k)!r}" for k in names),
+                path,
+                found=", ".join(f"{k}={found.get(k)!r}" for k in names),
                 expected=", ".join(f"{k}={settings.get(k)!r}" for k in names),
-                remedy=f"use the folder's own parameters, or {other}")
+                remedy=f"use the folder's own parameters, or {other}",
+            )
     elif root.exists() and (strange := sorted(p.name for p in root.iterdir() if not p.name.startswith("."))):
-        raise ParameterError(root, found=f"{strange[0]} without a cohort.json", expected="an empty folder",
-                             remedy=other + " (real data is never written over)")
+        raise ParameterError(
+            root,
+            found=f"{strange[0]} without a cohort.json",
+            expected="an empty folder",
+            remedy=other + " (real data is never written over)",
+        )
     root.mkdir(parents=True, exist_ok=True)
     _write_text(path, json.dumps(settings, indent=2) + "\n")
 
@@ -131,8 +155,11 @@ def _finished(root: Path, plan: StudyPlan, storage: Storage) -> dict | None:
 
 
 def _places(root: Path, plan: StudyPlan) -> tuple[Path, Path, Path]:
-    return (root / "truth" / f"{plan.uid}.npz", root / "train_images" / plan.uid,
-            root / "segmentations" / f"{plan.uid}.nii")
+    return (
+        root / "truth" / f"{plan.uid}.npz",
+        root / "train_images" / plan.uid,
+        root / "segmentations" / f"{plan.uid}.nii",
+    )
 
 
 def _write_study(root: Path, plan: StudyPlan, storage: Storage) -> dict:
@@ -145,8 +172,16 @@ def _write_study(root: Path, plan: StudyPlan, storage: Storage) -> dict:
     work = root / ".partial" / plan.uid
     rendered = render(plan)
     slices = plan.grid.shape[0]
-    boxes = [{"x": b.x, "y": b.y, "width": b.width, "height": b.height,
-              "slice_number": storage.file_number(b.slice_index, slices)} for b in rendered.boxes]
+    boxes = [
+        {
+            "x": b.x,
+            "y": b.y,
+            "width": b.width,
+            "height": b.height,
+            "slice_number": storage.file_number(b.slice_index, slices),
+        }
+        for b in rendered.boxes
+    ]
     record = {"levels": list(plan.levels), "fractures": [asdict(f) for f in rendered.fractures], "boxes": boxes}
     write_series(work / "images", rendered.hu, plan.grid, storage, plan.uid, plan.index)
     if storage.has_mask:
@@ -165,19 +200,43 @@ def _write_tables(root: Path, plans, storages, records, box_share: float) -> Non
         broken = [int(level in record["levels"]) for level in LEVELS]
         labels.append([plan.uid, max(broken), *broken])
         if stream(plan.seed, plan.index, Stage.STORAGE, 1).random() < box_share:
-            boxes += [[plan.uid, *(box[name] for name in _BOX)]
-                      for box in sorted(record["boxes"], key=lambda b: b["slice_number"])]
+            boxes += [
+                [plan.uid, *(box[name] for name in _BOX)]
+                for box in sorted(record["boxes"], key=lambda b: b["slice_number"])
+            ]
         fractures += [[plan.uid, *(fracture[name] for name in _FRACTURE)] for fracture in record["fractures"]]
-        storage_rows.append([plan.uid, storage.order, storage.first_number, storage.transfer_syntax,
-                             int(storage.signed), storage.intercept, plan.grid.step_mm, plan.grid.thickness_mm,
-                             int(storage.has_mask)])
+        storage_rows.append(
+            [
+                plan.uid,
+                storage.order,
+                storage.first_number,
+                storage.transfer_syntax,
+                int(storage.signed),
+                storage.intercept,
+                plan.grid.step_mm,
+                plan.grid.thickness_mm,
+                int(storage.has_mask),
+            ]
+        )
     uid = "StudyInstanceUID"
     _write_table(root / "train.csv", labels, [uid, "patient_overall", *LEVELS])
     _write_table(root / "train_bounding_boxes.csv", boxes, [uid, *_BOX])
     _write_table(root / "truth" / "fractures.csv", fractures, ["study", *_FRACTURE])
-    _write_table(root / "truth" / "storage.csv", storage_rows,
-                 ["study", "order", "first_number", "transfer_syntax", "signed", "intercept", "step_mm",
-                  "thickness_mm", "has_mask"])
+    _write_table(
+        root / "truth" / "storage.csv",
+        storage_rows,
+        [
+            "study",
+            "order",
+            "first_number",
+            "transfer_syntax",
+            "signed",
+            "intercept",
+            "step_mm",
+            "thickness_mm",
+            "has_mask",
+        ],
+    )
 
 
 def _write_table(path: Path, rows: list, columns: list[str]) -> None:

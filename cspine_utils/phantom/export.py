@@ -65,10 +65,15 @@ def draw_storage(studies: int, rng: np.random.Generator, mask_share: float) -> l
         jpeg = bool(rank["jpeg"][i] < tenth)
         syntax = ImplicitVRLittleEndian if plain[i] % 4 == 1 else ExplicitVRLittleEndian
         pixels = (False, -1024) if jpeg else ((False, -1024), (True, -1024), (True, 0))[plain[i] % 3]
-        result.append(Storage(
-            FEET_FIRST if rank["order"][i] < tenth else HEAD_FIRST,
-            2 if studies > 1 and rank["first"][i] < max(1, studies // 200) else 1,
-            str(JPEGLossless if jpeg else syntax), *pixels, bool(rank["mask"][i] < masks)))
+        result.append(
+            Storage(
+                FEET_FIRST if rank["order"][i] < tenth else HEAD_FIRST,
+                2 if studies > 1 and rank["first"][i] < max(1, studies // 200) else 1,
+                str(JPEGLossless if jpeg else syntax),
+                *pixels,
+                bool(rank["mask"][i] < masks),
+            )
+        )
     return result
 
 
@@ -153,7 +158,9 @@ def write_truth(path: Path, rendered: Rendered, record: dict) -> None:
     """
     arrays = {
         "record": np.frombuffer(json.dumps(record, sort_keys=True).encode(), dtype=np.uint8),
-        "affine": rendered.affine, "hu": rendered.hu, "labels": rendered.labels,
+        "affine": rendered.affine,
+        "hu": rendered.hu,
+        "labels": rendered.labels,
         "altered": np.packbits(rendered.altered),
     }
     with zipfile.ZipFile(path, "w") as archive:

@@ -87,7 +87,7 @@ class Draw:
 def _posterior_arch(s: Size, d: Draw) -> list[Cut]:
     """C1: one or both sides of the rear arch, near the groove of the vertebral artery, 25-60 deg off the midline."""
     cuts = []
-    for side in ((d.side, -d.side) if d.rng.random() < 0.5 else (d.side,)):
+    for side in (d.side, -d.side) if d.rng.random() < 0.5 else (d.side,):
         angle = np.deg2rad(d.rng.uniform(25, 55))
         p = (side * 20.0 * np.sin(angle), 5.5 + 19.0 * np.cos(angle), 2.0)
         tangent = (-side * np.cos(angle), np.sin(angle), d.jitter(0.25))
@@ -99,13 +99,31 @@ def _posterior_arch(s: Size, d: Draw) -> list[Cut]:
 def _jefferson(s: Size, d: Draw) -> list[Cut]:
     """C1 burst: front arch and both sides of the rear arch, the lateral masses driven apart."""
     front = (d.side * d.rng.uniform(2.0, 6.0), -10.0, 0.0)
-    cuts = [Cut(front, (d.side, 0.3, d.jitter(0.2)), front, (9.0, 8.0, 10.0), d.gap, (d.side * 0.5 * d.move, 0.0, 0.0),
-                rough_mm=0.5)]
+    cuts = [
+        Cut(
+            front,
+            (d.side, 0.3, d.jitter(0.2)),
+            front,
+            (9.0, 8.0, 10.0),
+            d.gap,
+            (d.side * 0.5 * d.move, 0.0, 0.0),
+            rough_mm=0.5,
+        )
+    ]
     for side in (-1, 1):
         angle = np.deg2rad(d.rng.uniform(30, 55))
         p = (side * 20.0 * np.sin(angle), 5.5 + 19.0 * np.cos(angle), 2.0)
-        cuts.append(Cut(p, (side * np.cos(angle), -np.sin(angle), d.jitter(0.2)), p, (9.0, 9.0, 9.0), d.gap,
-                        (side * 0.4 * d.move, 0.2 * d.move, 0.0), rough_mm=0.5))
+        cuts.append(
+            Cut(
+                p,
+                (side * np.cos(angle), -np.sin(angle), d.jitter(0.2)),
+                p,
+                (9.0, 9.0, 9.0),
+                d.gap,
+                (side * 0.4 * d.move, 0.2 * d.move, 0.0),
+                rough_mm=0.5,
+            )
+        )
     return cuts
 
 
@@ -113,8 +131,18 @@ def _dens(s: Size, d: Draw) -> list[Cut]:
     """C2, type II: across the waist of the dens; the dens slides backwards or forwards and tips."""
     z = s.height / 2 + d.rng.uniform(1.5, 4.0)
     p, way = (0.0, -0.5, z), d.side
-    return [Cut(p, (d.jitter(0.10), d.jitter(0.18), 1.0), (0.0, -0.5, z + 6.0), (9.0, 9.5, 14.0), d.gap,
-                (0.0, way * 0.8 * d.move, 0.15 * d.move), (way * d.rng.uniform(0.0, 0.06), 0.0, 0.0), rough_mm=0.8)]
+    return [
+        Cut(
+            p,
+            (d.jitter(0.10), d.jitter(0.18), 1.0),
+            (0.0, -0.5, z + 6.0),
+            (9.0, 9.5, 14.0),
+            d.gap,
+            (0.0, way * 0.8 * d.move, 0.15 * d.move),
+            (way * d.rng.uniform(0.0, 0.06), 0.0, 0.0),
+            rough_mm=0.8,
+        )
+    ]
 
 
 def _hangman(s: Size, d: Draw) -> list[Cut]:
@@ -122,8 +150,17 @@ def _hangman(s: Size, d: Draw) -> list[Cut]:
     cuts = []
     for side in (-1, 1):
         p = (side * (s.canal_width / 2 + 3.5), s.depth / 2 + d.rng.uniform(-1.0, 2.5), -1.0)
-        cuts.append(Cut(p, (side * 0.2, 1.0, 0.35 + d.jitter(0.15)), p, (9.0, 9.0, 13.0), d.gap,
-                        (0.0, 0.35 * d.move, -0.3 * d.move), rough_mm=0.8))
+        cuts.append(
+            Cut(
+                p,
+                (side * 0.2, 1.0, 0.35 + d.jitter(0.15)),
+                p,
+                (9.0, 9.0, 13.0),
+                d.gap,
+                (0.0, 0.35 * d.move, -0.3 * d.move),
+                rough_mm=0.8,
+            )
+        )
     return cuts
 
 
@@ -143,8 +180,18 @@ def _facet(s: Size, d: Draw) -> list[Cut]:
     """Through an articular pillar, nearly level, the tip of the upper facet breaking off upwards and forwards."""
     x, y = d.side * (s.canal_width / 2 + 5.6), s.depth / 2 + 5.0
     p = (x, y, d.rng.uniform(0.0, 4.0) - 1.0)
-    return [Cut(p, (d.jitter(0.2), -0.25 + d.jitter(0.2), 1.0), (x, y, p[2] + 3.0), (8.5, 9.0, 10.0), d.gap,
-                (0.0, -0.5 * d.move, 0.25 * d.move), (d.side * 0.03, 0.0, 0.0), rough_mm=0.7)]
+    return [
+        Cut(
+            p,
+            (d.jitter(0.2), -0.25 + d.jitter(0.2), 1.0),
+            (x, y, p[2] + 3.0),
+            (8.5, 9.0, 10.0),
+            d.gap,
+            (0.0, -0.5 * d.move, 0.25 * d.move),
+            (d.side * 0.03, 0.0, 0.0),
+            rough_mm=0.7,
+        )
+    ]
 
 
 def _transverse(s: Size, d: Draw) -> list[Cut]:
@@ -161,8 +208,17 @@ def _spinous(s: Size, d: Draw) -> list[Cut]:
     z = -0.16 * s.height - 2.5 - along * s.spinous_fall
     p = (0.0, s.depth / 2 + s.canal_depth + along, z)
     far = (0.0, p[1] + 0.5 * s.spinous, z - 0.4 * s.spinous * s.spinous_fall)
-    return [Cut(p, (d.jitter(0.1), 1.0, 0.25 + d.jitter(0.2)), far, (10.0, 0.5 * s.spinous + 9.0, 14.0), d.gap,
-                (0.0, 0.2 * d.move, -0.8 * d.move), rough_mm=0.6)]
+    return [
+        Cut(
+            p,
+            (d.jitter(0.1), 1.0, 0.25 + d.jitter(0.2)),
+            far,
+            (10.0, 0.5 * s.spinous + 9.0, 14.0),
+            d.gap,
+            (0.0, 0.2 * d.move, -0.8 * d.move),
+            rough_mm=0.6,
+        )
+    ]
 
 
 def _compression(s: Size, d: Draw) -> list[Cut]:
@@ -171,10 +227,25 @@ def _compression(s: Size, d: Draw) -> list[Cut]:
     top = (0.0, -s.depth / 2 - 1.0, s.height / 2 + 1.0)
     line = (0.0, -s.depth / 4, s.height / 2 - loss - 2.2)
     return [
-        Cut(top, (0.0, 0.0, 1.0), top, (s.width * 0.62, s.depth * 0.62, s.height * 0.5), 0.0, (0.0, 0.0, -loss),
-            whole=True),
-        Cut(line, (d.jitter(0.08), -0.30, 1.0), line, (s.width * 0.5, s.depth * 0.42, 6.0), 0.5 * d.gap,
-            (0.0, -0.4 * d.move, 0.0), rough_mm=0.8, sclerosis_hu=220.0),
+        Cut(
+            top,
+            (0.0, 0.0, 1.0),
+            top,
+            (s.width * 0.62, s.depth * 0.62, s.height * 0.5),
+            0.0,
+            (0.0, 0.0, -loss),
+            whole=True,
+        ),
+        Cut(
+            line,
+            (d.jitter(0.08), -0.30, 1.0),
+            line,
+            (s.width * 0.5, s.depth * 0.42, 6.0),
+            0.5 * d.gap,
+            (0.0, -0.4 * d.move, 0.0),
+            rough_mm=0.8,
+            sclerosis_hu=220.0,
+        ),
     ]
 
 
@@ -182,15 +253,31 @@ def _teardrop(s: Size, d: Draw) -> list[Cut]:
     """The lower front corner of the body off as one triangular piece."""
     depth = d.rng.uniform(0.18, 0.36) * s.depth
     p = (0.0, -s.depth / 2 + depth, -s.height / 2 + 0.5)
-    return [Cut(p, (d.jitter(0.12), -0.8, -0.65 + d.jitter(0.12)), (0.0, -s.depth / 2 + 1.0, -s.height / 2 + 2.0),
-                (s.width * 0.56, s.depth * 0.55, s.height * 0.72), d.gap, (0.0, -0.6 * d.move, -0.3 * d.move),
-                (d.rng.uniform(0.0, 0.08), 0.0, 0.0), rough_mm=0.6)]
+    return [
+        Cut(
+            p,
+            (d.jitter(0.12), -0.8, -0.65 + d.jitter(0.12)),
+            (0.0, -s.depth / 2 + 1.0, -s.height / 2 + 2.0),
+            (s.width * 0.56, s.depth * 0.55, s.height * 0.72),
+            d.gap,
+            (0.0, -0.6 * d.move, -0.3 * d.move),
+            (d.rng.uniform(0.0, 0.08), 0.0, 0.0),
+            rough_mm=0.6,
+        )
+    ]
 
 
 _MAKERS: dict[str, Callable[[Size, Draw], list[Cut]]] = {
-    "posterior_arch": _posterior_arch, "jefferson": _jefferson, "dens_ii": _dens, "hangman": _hangman,
-    "lamina": _lamina, "facet": _facet, "transverse_process": _transverse, "spinous_process": _spinous,
-    "compression": _compression, "teardrop": _teardrop,
+    "posterior_arch": _posterior_arch,
+    "jefferson": _jefferson,
+    "dens_ii": _dens,
+    "hangman": _hangman,
+    "lamina": _lamina,
+    "facet": _facet,
+    "transverse_process": _transverse,
+    "spinous_process": _spinous,
+    "compression": _compression,
+    "teardrop": _teardrop,
 }
 
 _SUBAXIAL = {"lamina": 0.24, "facet": 0.24, "transverse_process": 0.18, "compression": 0.16, "teardrop": 0.18}
@@ -201,11 +288,25 @@ _SUBAXIAL = {"lamina": 0.24, "facet": 0.24, "transverse_process": 0.18, "compres
 FRACTURE_TYPES: dict[str, dict[str, float]] = {
     "C1": {"posterior_arch": 0.5, "jefferson": 0.5},
     "C2": {"dens_ii": 0.5, "hangman": 0.25, "lamina": 0.1, "teardrop": 0.15},
-    "C3": _SUBAXIAL, "C4": _SUBAXIAL, "C5": _SUBAXIAL,
-    "C6": {"lamina": 0.24, "facet": 0.22, "transverse_process": 0.16, "spinous_process": 0.14, "compression": 0.12,
-           "teardrop": 0.12},
-    "C7": {"lamina": 0.20, "facet": 0.17, "transverse_process": 0.27, "spinous_process": 0.22, "compression": 0.08,
-           "teardrop": 0.06},
+    "C3": _SUBAXIAL,
+    "C4": _SUBAXIAL,
+    "C5": _SUBAXIAL,
+    "C6": {
+        "lamina": 0.24,
+        "facet": 0.22,
+        "transverse_process": 0.16,
+        "spinous_process": 0.14,
+        "compression": 0.12,
+        "teardrop": 0.12,
+    },
+    "C7": {
+        "lamina": 0.20,
+        "facet": 0.17,
+        "transverse_process": 0.27,
+        "spinous_process": 0.22,
+        "compression": 0.08,
+        "teardrop": 0.06,
+    },
 }
 
 
@@ -277,16 +378,21 @@ def _apply(field: Field, bone: Bone, cut: Cut, rng: np.random.Generator, obstacl
     p = [axis - float(c) for axis, c in zip((field.x, field.y, field.z), cut.point, strict=True)]
     n = np.asarray(cut.normal, dtype=float)
     n /= np.linalg.norm(n)
-    reach = sum(((axis - float(c)) / float(r)) ** 2
-                for axis, c, r in zip((field.x, field.y, field.z), cut.window, cut.radii, strict=True))
+    reach = sum(
+        ((axis - float(c)) / float(r)) ** 2
+        for axis, c, r in zip((field.x, field.y, field.z), cut.window, cut.radii, strict=True)
+    )
     window = smoothstep((1.35 - torch.sqrt(reach)) / 0.35)
     spacing = (field.grid.step_mm, field.grid.pixel_mm, field.grid.pixel_mm)
     side = float(n[0]) * p[0] + float(n[1]) * p[1] + float(n[2]) * p[2]
     side = side + cut.rough_mm * noise(field.d.shape, spacing, 5.0, rng)
 
     t, r = cut.shift, cut.turn
-    shift = [window * (t[0] + r[1] * p[2] - r[2] * p[1]), window * (t[1] + r[2] * p[0] - r[0] * p[2]),
-             window * (t[2] + r[0] * p[1] - r[1] * p[0])]
+    shift = [
+        window * (t[0] + r[1] * p[2] - r[2] * p[1]),
+        window * (t[1] + r[2] * p[0] - r[0] * p[2]),
+        window * (t[2] + r[0] * p[1] - r[1] * p[0]),
+    ]
     moving = window > 0
     there = torch.stack([bone.occupied, bone.surface, bone.whole])
     there = torch.where(moving, _pull(field, there, shift), there)
@@ -300,8 +406,9 @@ def _apply(field: Field, bone: Bone, cut: Cut, rng: np.random.Generator, obstacl
     # For the label the pieces overlap by as much as they were drawn apart: no slit may tell the answer.
     drawn_apart = max(0.0, float(n @ np.asarray(t))) + 8.0 * float(np.abs(r).sum()) + 0.8
     joined = -_HEALED_MM + window * max(0.0, _HEALED_MM - drawn_apart)
-    occupied = torch.minimum(torch.maximum(bone.occupied, side + apart),
-                             torch.maximum(torch.maximum(there[0], far), apart - side_there))
+    occupied = torch.minimum(
+        torch.maximum(bone.occupied, side + apart), torch.maximum(torch.maximum(there[0], far), apart - side_there)
+    )
     stays = torch.maximum(bone.whole, side + joined)
     moved = torch.maximum(torch.maximum(there[2], far), joined - side_there)
     surface = torch.where(stays <= moved, bone.surface, there[1])

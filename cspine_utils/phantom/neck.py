@@ -17,27 +17,53 @@ AIR_HU, LUNG_HU, SKIN_HU, FAT_HU, MUSCLE_HU = -1000.0, -870.0, 40.0, -100.0, 55.
 DISC_HU, CORD_HU, CSF_HU, EPIDURAL_HU, BRAIN_HU = 85.0, 38.0, 10.0, -60.0, 35.0
 
 #: Outline of head, neck and shoulders at some vertebrae: half width, half depth, centre behind the body's centre (mm).
-_OUTLINE = {"C1": (74.0, 92.0, -14.0), "C2": (70.0, 82.0, -12.0), "C3": (63.0, 68.0, -6.0), "C4": (59.0, 61.0, -1.0),
-            "C5": (58.0, 59.0, 2.0), "C6": (62.0, 60.0, 4.0), "C7": (76.0, 63.0, 4.0), "T1": (104.0, 68.0, 3.0),
-            "T2": (140.0, 74.0, 2.0)}
+_OUTLINE = {
+    "C1": (74.0, 92.0, -14.0),
+    "C2": (70.0, 82.0, -12.0),
+    "C3": (63.0, 68.0, -6.0),
+    "C4": (59.0, 61.0, -1.0),
+    "C5": (58.0, 59.0, 2.0),
+    "C6": (62.0, 60.0, 4.0),
+    "C7": (76.0, 63.0, 4.0),
+    "T1": (104.0, 68.0, 3.0),
+    "T2": (140.0, 74.0, 2.0),
+}
 
 #: Airway: half width, half depth, centre in front of the body's centre (mm): nasopharynx, larynx, trachea.
-_AIRWAY = {"C1": (14.0, 8.0, -27.0), "C2": (13.0, 7.5, -26.0), "C3": (13.0, 7.0, -26.0), "C4": (11.0, 8.0, -28.0),
-           "C5": (8.0, 10.0, -31.0), "C6": (7.5, 10.0, -32.0), "C7": (8.5, 9.0, -31.0), "T1": (9.0, 8.5, -31.0),
-           "T2": (9.0, 8.5, -31.0)}
+_AIRWAY = {
+    "C1": (14.0, 8.0, -27.0),
+    "C2": (13.0, 7.5, -26.0),
+    "C3": (13.0, 7.0, -26.0),
+    "C4": (11.0, 8.0, -28.0),
+    "C5": (8.0, 10.0, -31.0),
+    "C6": (7.5, 10.0, -32.0),
+    "C7": (8.5, 9.0, -31.0),
+    "T1": (9.0, 8.5, -31.0),
+    "T2": (9.0, 8.5, -31.0),
+}
 
 #: Soft parts beside the midline at C5: place (x, y) and half-axes in mm, drift of x and y per mm towards the head, HU.
 _PARTS = (
-    ("longus colli", 8, -13, 6, 4, 0.0, 0.0, 55), ("anterior scalene", 24, -7, 6, 7, 0.0, 0.02, 55),
-    ("middle scalene", 31, 3, 7, 8, -0.03, 0.0, 55), ("sternocleidomastoid", 42, -20, 8, 14, 0.06, 0.30, 58),
-    ("levator scapulae", 38, 17, 7, 9, 0.02, -0.06, 55), ("multifidus", 9, 27, 7, 8, 0.0, 0.0, 52),
-    ("semispinalis cervicis", 20, 30, 9, 8, 0.0, 0.0, 54), ("semispinalis capitis", 14, 42, 11, 7, 0.02, 0.0, 54),
-    ("splenius", 30, 38, 10, 6, 0.0, 0.0, 57), ("trapezius", 20, 52, 24, 6, -0.05, 0.0, 58),
-    ("carotid", 25, -24, 4, 4, 0.02, 0.05, 46), ("jugular", 33, -23, 6, 5, 0.03, 0.08, 46),
-    ("carotid fat", 28, -15, 6, 4, 0.0, 0.05, -95), ("posterior triangle fat", 44, 2, 7, 9, 0.0, 0.02, -98),
-    ("thyroid", 19, -34, 7, 10, 0.02, 0.0, 75), ("strap muscles", 14, -49, 12, 6, 0.02, 0.0, 55),
-    ("oesophagus", 4, -19, 6, 4, 0.0, 0.0, 45), ("pharyngeal wall", 7, -32, 9, 13, 0.0, 0.0, 50),
-    ("submandibular fat", 32, -42, 12, 8, 0.02, 0.0, -80), ("nuchal fat", 1.5, 56, 2.5, 6, 0.0, 0.0, -90),
+    ("longus colli", 8, -13, 6, 4, 0.0, 0.0, 55),
+    ("anterior scalene", 24, -7, 6, 7, 0.0, 0.02, 55),
+    ("middle scalene", 31, 3, 7, 8, -0.03, 0.0, 55),
+    ("sternocleidomastoid", 42, -20, 8, 14, 0.06, 0.30, 58),
+    ("levator scapulae", 38, 17, 7, 9, 0.02, -0.06, 55),
+    ("multifidus", 9, 27, 7, 8, 0.0, 0.0, 52),
+    ("semispinalis cervicis", 20, 30, 9, 8, 0.0, 0.0, 54),
+    ("semispinalis capitis", 14, 42, 11, 7, 0.02, 0.0, 54),
+    ("splenius", 30, 38, 10, 6, 0.0, 0.0, 57),
+    ("trapezius", 20, 52, 24, 6, -0.05, 0.0, 58),
+    ("carotid", 25, -24, 4, 4, 0.02, 0.05, 46),
+    ("jugular", 33, -23, 6, 5, 0.03, 0.08, 46),
+    ("carotid fat", 28, -15, 6, 4, 0.0, 0.05, -95),
+    ("posterior triangle fat", 44, 2, 7, 9, 0.0, 0.02, -98),
+    ("thyroid", 19, -34, 7, 10, 0.02, 0.0, 75),
+    ("strap muscles", 14, -49, 12, 6, 0.02, 0.0, 55),
+    ("oesophagus", 4, -19, 6, 4, 0.0, 0.0, 45),
+    ("pharyngeal wall", 7, -32, 9, 13, 0.0, 0.0, 50),
+    ("submandibular fat", 32, -42, 12, 8, 0.02, 0.0, -80),
+    ("nuchal fat", 1.5, 56, 2.5, 6, 0.0, 0.0, -90),
 )
 
 
@@ -64,8 +90,13 @@ def build_other_bones(grid: Grid, spine: Spine, patient: Patient, vertebrae: dic
     face = Field(grid, spine.skull, (-60.0, -105.0, -70.0), (60.0, -5.0, 30.0))
     hyoid_z = -52.0 * k
     for side in (-1, 1):
-        jaw = [(50.0, -18.0, 16.0), (47.0, -24.0, -22.0), (44.0, -34.0, -34.0), (30.0, -68.0, -38.0),
-               (0.0, -88.0, -40.0)]
+        jaw = [
+            (50.0, -18.0, 16.0),
+            (47.0, -24.0, -22.0),
+            (44.0, -34.0, -34.0),
+            (30.0, -68.0, -38.0),
+            (0.0, -88.0, -40.0),
+        ]
         for a, b in zip(jaw, jaw[1:], strict=False):
             face.add(capsule((side * a[0], *a[1:]), (side * b[0], *b[1:]), 3.2, 3.6, stretch=(1, 1.6, 1.8)), 2.0)
         face.add(capsule((0, -46.0, hyoid_z), (side * 12.0, -42.0, hyoid_z), 2.6, 2.0), 1.0)
@@ -75,8 +106,12 @@ def build_other_bones(grid: Grid, spine: Spine, patient: Patient, vertebrae: dic
     for name, tip in (("T1", -14.0), ("T2", -20.0)):
         s = spine.sizes[name]
         rib = Field(grid, spine.poses[name], (-75.0, -45.0, -30.0), (75.0, 30.0, 14.0))
-        path = [(s.width / 2 + 3.5, s.depth / 2 - 1.0, 3.0), (s.transverse + 2, s.depth / 2 + 6.0, 0.0),
-                (s.transverse + 18, 2.0, -6.0), (s.transverse + 16, -30.0, tip)]
+        path = [
+            (s.width / 2 + 3.5, s.depth / 2 - 1.0, 3.0),
+            (s.transverse + 2, s.depth / 2 + 6.0, 0.0),
+            (s.transverse + 18, 2.0, -6.0),
+            (s.transverse + 16, -30.0, tip),
+        ]
         for side in (-1, 1):
             for a, b in zip(path, path[1:], strict=False):
                 rib.add(capsule((side * a[0], *a[1:]), (side * b[0], *b[1:]), 3.0, 3.4, stretch=(1, 1, 1.3)), 2.0)
@@ -86,8 +121,6 @@ def build_other_bones(grid: Grid, spine: Spine, patient: Patient, vertebrae: dic
                 rib.d[mine] = torch.maximum(rib.d[mine], JOINT_MM - bone.d[other])
         ribs.append(rib)
     return [skull, face, *ribs]
-
-
 
 
 def _track(spine: Spine, z: np.ndarray, table: dict[str, tuple[float, ...]], scale: float) -> np.ndarray:
@@ -115,8 +148,14 @@ def soft_tissue(grid: Grid, spine: Spine, patient: Patient, rng: np.random.Gener
     x, y = torch.from_numpy(x)[None, None], torch.from_numpy(y)[None, :, None]
 
     shape = _track(spine, z, _OUTLINE, patient.scale)
-    skin = _ellipse(x, y, cx, cy + _column(shape[:, 2]), _column(shape[:, 0] * patient.neck[0]),
-                    _column(shape[:, 1] * patient.neck[1]))
+    skin = _ellipse(
+        x,
+        y,
+        cx,
+        cy + _column(shape[:, 2]),
+        _column(shape[:, 0] * patient.neck[0]),
+        _column(shape[:, 1] * patient.neck[1]),
+    )
     fat = float(rng.uniform(3.0, 9.0))
     hu = torch.lerp(hu, torch.tensor(FAT_HU), coverage(-skin - fat - 2.0, 2.5))
     hu = torch.lerp(hu, torch.tensor(SKIN_HU), coverage(-skin - 1.6, grid.voxel_mm))
@@ -127,8 +166,11 @@ def soft_tissue(grid: Grid, spine: Spine, patient: Patient, rng: np.random.Gener
     air = _track(spine, z, _AIRWAY, patient.scale)
     lungs = spine.poses["T2"].centre + [0.0, -14.0, -22.0]
     for side in (-1, 1):
-        apex = torch.sqrt(((x - float(lungs[0]) - side * 42.0) / 26.0) ** 2 + ((y - float(lungs[1])) / 34.0) ** 2
-                          + ((_column(z) - float(lungs[2])) / 36.0) ** 2)
+        apex = torch.sqrt(
+            ((x - float(lungs[0]) - side * 42.0) / 26.0) ** 2
+            + ((y - float(lungs[1])) / 34.0) ** 2
+            + ((_column(z) - float(lungs[2])) / 36.0) ** 2
+        )
         low = z < lungs[2] + 38.0
         hu[low] = torch.lerp(hu[low], torch.tensor(LUNG_HU), coverage((apex[low] - 1.0) * 26.0, grid.voxel_mm))
     airway = _ellipse(x, y, cx, cy + _column(air[:, 2]), _column(air[:, 0]), _column(air[:, 1]))
@@ -145,8 +187,10 @@ def _muscles(grid: Grid, spine: Spine, centre: np.ndarray, rng: np.random.Genera
     cx, cy = _column(centre[::2, 0]), _column(centre[::2, 1])
     up = z[:, None, None] - float(spine.poses["C5"].centre[2])
     shape = (len(z), len(y), len(x))
-    wobble = [2.2 * noise(shape, tuple(2 * s for s in (grid.step_mm, grid.pixel_mm, grid.pixel_mm)), 16.0, rng)
-              for _ in range(2)]
+    wobble = [
+        2.2 * noise(shape, tuple(2 * s for s in (grid.step_mm, grid.pixel_mm, grid.pixel_mm)), 16.0, rng)
+        for _ in range(2)
+    ]
     x = x[None, None] - cx + wobble[0]
     y = y[None, :, None] - cy + wobble[1]
     best, second, hu = torch.full(shape, 1e3), torch.full(shape, 1e3), torch.full(shape, MUSCLE_HU)
@@ -184,8 +228,12 @@ def _disc(hu: torch.Tensor, grid: Grid, spine: Spine, upper: str, lower: str) ->
     a, b, s = spine.poses[upper], spine.poses[lower], spine.sizes[lower]
     axis = a.rotation[:, 2] * (spine.sizes[upper].height + spine.sizes[upper].disc) / 2
     half = (s.width / 2 - 1.5, s.depth / 2 - 0.5, spine.sizes[upper].disc / 2 + 2.5)
-    disc = Field(grid, Pose(a.centre - axis, (a.rotation + b.rotation) / 2), tuple(-h - 1 for h in half),
-                 tuple(h + 1 for h in half))
+    disc = Field(
+        grid,
+        Pose(a.centre - axis, (a.rotation + b.rotation) / 2),
+        tuple(-h - 1 for h in half),
+        tuple(h + 1 for h in half),
+    )
     disc.add(block((0.0, 0.0, 0.0), half, 2.4), 0.0)
     hu[disc.slices] = torch.lerp(hu[disc.slices], torch.tensor(DISC_HU), coverage(disc.d, grid.voxel_mm))
 

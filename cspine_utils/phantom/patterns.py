@@ -12,7 +12,7 @@ import functools
 
 import numpy as np
 
-from ..anatomy import LEVELS
+from cspine_utils.anatomy import LEVELS
 
 #: Studies in the table, and studies with each level broken (C1 .. C7), counted in the public RSNA-2022 label table.
 STUDIES = 2019
@@ -57,8 +57,12 @@ def level_patterns() -> np.ndarray:
     for _ in range(400):
         for a, b in pairs:
             both = joint[a, b]
-            cells = {(1, 1): both, (1, 0): single[a] - both, (0, 1): single[b] - both,
-                     (0, 0): 1.0 - single[a] - single[b] + both}
+            cells = {
+                (1, 1): both,
+                (1, 0): single[a] - both,
+                (0, 1): single[b] - both,
+                (0, 0): 1.0 - single[a] - single[b] + both,
+            }
             _fit(p, 2 * PATTERNS[:, a] + PATTERNS[:, b], [cells[v] for v in ((0, 0), (0, 1), (1, 0), (1, 1))])
         for a in range(7):
             _fit(p, PATTERNS[:, a].astype(int), [1.0 - single[a], single[a]])

@@ -48,13 +48,22 @@ def vessel_channels(name: str, size: Size, rng: np.random.Generator, rate: float
     if rng.random() < rate:
         back = 20.0 if name == "C1" else size.depth / 2 + 6.0
         x = side * (13.0 if name == "C1" else size.canal_width / 2 + 3.0)
-        channels.append(capsule((x - side * 5, back - 4, -2 - 4 * lean[0]), (x + side * 5, back + 5, -2 + 4 * lean[1]),
-                                thick))
+        channels.append(
+            capsule((x - side * 5, back - 4, -2 - 4 * lean[0]), (x + side * 5, back + 5, -2 + 4 * lean[1]), thick)
+        )
     return channels
 
 
-def bone_layer(field: Field, name: str, size: Size, patient: Patient, bone: Bone, background: torch.Tensor,
-               grain: torch.Tensor, channels: list[Primitive]) -> torch.Tensor:
+def bone_layer(
+    field: Field,
+    name: str,
+    size: Size,
+    patient: Patient,
+    bone: Bone,
+    background: torch.Tensor,
+    grain: torch.Tensor,
+    channels: list[Primitive],
+) -> torch.Tensor:
     """HU to add to `background` for one vertebra, float32 on the field's part of the grid.
 
     Adding rather than painting makes the layers of neighbours independent of each other, so that a broken vertebra
@@ -70,8 +79,17 @@ def bone_layer(field: Field, name: str, size: Size, patient: Patient, bone: Bone
 def plain_layer(field: Field, patient: Patient, background: torch.Tensor, grain: torch.Tensor) -> torch.Tensor:
     """The same for a bone without a label (skull, jaw, hyoid, rib)."""
     bone = Bone(field.d, field.d, field.d)
-    return _layer(bone, torch.tensor(patient.trabecular_hu), patient.cortical_hu, 1.5 * torch.ones(()),
-                  field.grid.voxel_mm, background, grain, field, [])
+    return _layer(
+        bone,
+        torch.tensor(patient.trabecular_hu),
+        patient.cortical_hu,
+        1.5 * torch.ones(()),
+        field.grid.voxel_mm,
+        background,
+        grain,
+        field,
+        [],
+    )
 
 
 def _layer(bone: Bone, density, cortical_hu, shell, voxel, background, grain, field, channels) -> torch.Tensor:

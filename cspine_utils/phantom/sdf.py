@@ -219,8 +219,11 @@ class Field:
         low, high = np.asarray(low, dtype=float) - margin, np.asarray(high, dtype=float) + margin
         corners = np.where(_CORNERS, high, low)
         index = self.grid.index(self.pose.to_patient(corners))
-        start, extent = (0, self.grid.shape) if within is None else (
-            np.array([s.start for s in within]), [s.stop - s.start for s in within])
+        start, extent = (
+            (0, self.grid.shape)
+            if within is None
+            else (np.array([s.start for s in within]), [s.stop - s.start for s in within])
+        )
         first = np.clip(np.floor(index.min(axis=0)) - start, 0, extent)
         last = np.clip(np.ceil(index.max(axis=0)) + 1 - start, 0, extent)
         return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))

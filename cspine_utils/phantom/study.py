@@ -15,8 +15,9 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from ..anatomy import LABEL_IDS, LEVELS
-from ..errors import ParameterError
+from cspine_utils.anatomy import LABEL_IDS, LEVELS
+from cspine_utils.errors import ParameterError
+
 from . import neck, scanner
 from .anatomy import BONES, JOINT_MM, Patient, Spine, build_spine, build_vertebrae, draw_patient
 from .fractures import DIFFICULTIES, Bone, apply_cuts, draw_cleft, draw_cuts, draw_type
@@ -139,8 +140,15 @@ def study_uid(seed: int, index: int) -> str:
     return f"1.2.826.0.1.3680043.{group}{index:05d}"
 
 
-def draw_plan(seed: int, index: int, *, size: int = 128, difficulty: str = "standard", prevalence: str = "rsna",
-              levels: tuple[str, ...] | None = None) -> StudyPlan:
+def draw_plan(
+    seed: int,
+    index: int,
+    *,
+    size: int = 128,
+    difficulty: str = "standard",
+    prevalence: str = "rsna",
+    levels: tuple[str, ...] | None = None,
+) -> StudyPlan:
     """Decide everything about one study.
 
     Parameters
@@ -168,6 +176,7 @@ def draw_plan(seed: int, index: int, *, size: int = 128, difficulty: str = "stan
 
 def check_parameters(*, seed, size, difficulty, prevalence, index=0, levels=None) -> None:
     """Raise `ParameterError` for the first argument of `draw_plan` that cannot be."""
+
     def refuse(name, found, expected, remedy="correct this argument"):
         raise ParameterError(name, found=repr(found), expected=expected, remedy=remedy)
 
@@ -180,8 +189,9 @@ def check_parameters(*, seed, size, difficulty, prevalence, index=0, levels=None
         refuse("difficulty", difficulty, "one of " + ", ".join(DIFFICULTIES))
     if prevalence not in PREVALENCES:
         refuse("prevalence", prevalence, "one of " + ", ".join(PREVALENCES))
-    if levels is not None and (isinstance(levels, str) or len(set(levels)) != len(tuple(levels))
-                               or not set(levels) <= set(LEVELS)):
+    if levels is not None and (
+        isinstance(levels, str) or len(set(levels)) != len(tuple(levels)) or not set(levels) <= set(LEVELS)
+    ):
         refuse("levels", levels, "a tuple of different levels out of C1 ... C7, or None", 'e.g. levels=("C5",)')
 
 
@@ -201,8 +211,13 @@ def _draw_grid(rng: np.random.Generator, seed: int, index: int, size: int, spine
     middle = (bodies.min(axis=0) + bodies.max(axis=0)) / 2
     x = middle[0] + rng.normal(0.0, 2.5) - pixel * (size - 1) / 2
     y = middle[1] + 6.0 + rng.normal(0.0, 2.5) - pixel * (size - 1) / 2
-    return Grid((int((top - bottom) / step) + 1, size, size), (round(float(x), 2), round(float(y), 2), round(top, 2)),
-                pixel, step, thickness)
+    return Grid(
+        (int((top - bottom) / step) + 1, size, size),
+        (round(float(x), 2), round(float(y), 2), round(top, 2)),
+        pixel,
+        step,
+        thickness,
+    )
 
 
 @contextlib.contextmanager
@@ -324,8 +339,16 @@ def _boxes(level: str, mask: np.ndarray, slices) -> list[Box]:
     for d in np.flatnonzero(counts >= min(3, counts.max())):
         rows, cols = (np.flatnonzero(mask[d].any(axis=axis)) for axis in (1, 0))
         y, x = rows[0] + slices[1].start - BOX_PAD, cols[0] + slices[2].start - BOX_PAD
-        boxes.append(Box(level, int(d + slices[0].start), float(x), float(y), float(np.ptp(cols) + 1 + 2 * BOX_PAD),
-                         float(np.ptp(rows) + 1 + 2 * BOX_PAD)))
+        boxes.append(
+            Box(
+                level,
+                int(d + slices[0].start),
+                float(x),
+                float(y),
+                float(np.ptp(cols) + 1 + 2 * BOX_PAD),
+                float(np.ptp(rows) + 1 + 2 * BOX_PAD),
+            )
+        )
     return boxes
 
 

@@ -1,0 +1,101 @@
+"""The one command: what it runs, skips, prints, and where it puts what it made."""
+
+import shutil
+
+import nbformat
+import pandas as pd
+import pytest
+from conftest import ROOT
+from nbformat.v4 import new_code_cell, new_notebook
+
+from cspine_utils import course
+
+PARAMETERS = 'data_dir: str = "d"\nwork_dir: str = "w"\nfigures_dir: str = "f"'
+FIRST = "from pathlib import Path\nPath(figures_dir).mkdir(parents=True, exist_ok=True)\n"
+FIRST += "(Path(figures_dir) / '01.png').write_text(data_dir)"
+SECOND = "from pathlib import Path\nout = Path(work_dir) / '02'\nout.mkdir(exist_ok=True)\n"
+SECOND += "(out / 'loss_table.csv').write_text('model,validation loss,validation constant\\nvit,0.41234,0.40567\\n')"
+
+
+def write_notebook(path, code):
+    cells = [new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(code)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), path)
+
+
+@pytest.fixture
+def repository(tmp_path, monkeypatch):
+    """A small copy of the repository with two quick notebooks."""
+    root = tmp_path / "repository"
+    (root / "notebooks").mkdir(parents=True)
+    (root / "cspine_utils").mkdir()
+    (root / "cspine_utils" / "room.py").write_text("x = 1\n")
+    shutil.copy(ROOT / "pyproject.toml", root)
+    write_notebook(root / "notebooks" / "01_first.ipynb", FIRST)
+    write_notebook(root / "notebooks" / "02_second.ipynb", SECOND)
+    monkeypatch.setattr(course, "ROOT", root)
+    monkeypatch.setattr(course, "PHANTOM", root / "data" / "phantom")
+    return root
+
+
+def run(capsys, data):
+    code = course.main(["--data", str(data)])
+    captured = capsys.readouterr()
+    return code, captured.out, captured.err
+
+
+def test_a_second_call_redoes_only_what_changed(repository, rsna_folder, capsys):
+    code, out, _ = run(capsys, rsna_folder)
+    assert code == 0
+    lines = out.splitlines()
+    assert lines[0].startswith("[1/2] 01_first") and "made figures/01.png" in lines[0] and " s " in lines[0]
+    assert lines[1].startswith("[2/2] 02_second") and "02/loss_table.csv" in lines[1]
+    assert "0.412" in out and "0.406" in out, "the final table"
+    assert "Figures:" in out and "Next:" in out
+
+    def states():
+        out = run(capsys, rsna_folder)[1].splitlines()[:2]
+        return ["unchanged" if "unchanged" in line else "ran" for line in out]
+
+    assert states() == ["unchanged", "unchanged"]
+    write_notebook(repository / "notebooks" / "01_first.ipynb", FIRST + "\n1 + 1")
+    assert states() == ["ran", "unchanged"]
+    work, figures = course.folders(rsna_folder)
+    (figures / "01.png").unlink()
+    assert states() == ["ran", "unchanged"], "its product was missing"
+    (repository / "cspine_utils" / "room.py").write_text("x = 2\n")
+    assert states() == ["ran", "ran"], "the package changed"
+    table = pd.read_csv(rsna_folder / "train_bounding_boxes.csv")
+    table.iloc[1:].to_csv(rsna_folder / "train_bounding_boxes.csv", index=False)
+    assert states() == ["ran", "ran"], "the data changed"
+    assert states() == ["unchanged", "unchanged"]
+
+
+def test_nothing_made_from_another_folder_lands_among_the_committed_files(repository, rsna_folder, capsys):
+    run(capsys, rsna_folder)
+    work, figures = course.folders(rsna_folder)
+    assert work.parent == repository / "data" / "runs" and figures.parent == work
+    assert (figures / "01.png").read_text() == str(rsna_folder), "the notebook was given the folder"
+    made = {path.relative_to(repository).parts[0] for path in repository.rglob("*") if path.is_file()}
+    assert made == {"notebooks", "cspine_utils", "pyproject.toml", "data"}
+    assert course.folders(course.PHANTOM) == (repository / "data" / "runs" / "phantom", repository / "figures")
+
+
+def test_two_folders_of_one_name_do_not_share_results(tmp_path):
+    assert course.folders(tmp_path / "a" / "rsna") != course.folders(tmp_path / "b" / "rsna")
+
+
+def test_a_failing_notebook_stops_with_its_cell(repository, rsna_folder, capsys):
+    write_notebook(repository / "notebooks" / "01_first.ipynb", "raise ValueError('no C8')")
+    code, out, err = run(capsys, rsna_folder)
+    assert code == 1 and "ValueError in cell [3]: no C8" in err and "02_second" not in out
+    write_notebook(repository / "notebooks" / "01_first.ipynb", FIRST)
+    assert run(capsys, rsna_folder)[0] == 0
+
+
+def test_a_wrong_folder_is_one_sentence(repository, tmp_path, capsys):
+    code, out, err = run(capsys, tmp_path / "absent")
+    assert code == 1 and out == "" and err.count("\n") == 1 and "no such folder" in err
+    (tmp_path / "empty").mkdir()
+    code, out, err = run(capsys, tmp_path / "empty")
+    assert code == 1 and "train_images" in err and "What to do" in err

@@ -1,0 +1,180 @@
+"""The notebooks are committed as they ran, and the gates that say so are shown to close."""
+
+import subprocess
+import sys
+
+import nbformat
+import pytest
+from conftest import ROOT
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from notebook_contract import problems
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+SANITIZE = ROOT / "tests" / "nbval_sanitize.cfg"
+
+
+def test_the_course_is_complete():
+    assert [path.stem for path in NOTEBOOKS] == [
+        "01_spine_and_fractures",
+        "02_dataset_screening",
+        "03_dicom_nifti_alignment",
+        "04_six_channel_stacks",
+        "05_vit3d_from_scratch",
+        "06_training_and_loss_curves",
+    ]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_committed_as_run(path):
+    assert problems(path) == []
+
+
+def sound_notebook():
+    """A small notebook that keeps the contract; the fixtures below break one thing each."""
+    cells = [
+        new_markdown_cell("# A title\n\nAfter this notebook you will be able to count."),
+        new_code_cell("n: int = 2", execution_count=1, metadata={"tags": ["parameters"]}),
+        new_code_cell("print(n + 1)", execution_count=2, outputs=[new_output("stream", name="stdout", text="3\n")]),
+        new_code_cell("n", execution_count=3, outputs=[
+            new_output("execute_result", data={"text/plain": "2"}, execution_count=3)]),
+        new_markdown_cell("## Key points\n\n* 2 + 1 = 3"),
+    ]  # fmt: skip
+    return new_notebook(
+        cells=cells, metadata={"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    )
+
+
+def no_counts(notebook):
+    notebook.cells[2].execution_count = None
+
+
+def wrong_order(notebook):
+    notebook.cells[2].execution_count, notebook.cells[3].execution_count = 3, 2
+
+
+def stripped(notebook):
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+
+
+def stored_error(notebook):
+    notebook.cells[2].outputs = [new_output("error", ename="ValueError", evalue="no", traceback=[])]
+
+
+def stored_warning(notebook):
+    notebook.cells[2].outputs.append(new_output("stream", name="stderr", text="UserWarning: old"))
+
+
+def machine_path(notebook):
+    notebook.cells[2].outputs[0].text = "wrote /home/someone/course/x.png"
+
+
+def no_parameters(notebook):
+    notebook.cells[1].metadata.tags = []
+
+
+def derived_parameter(notebook):
+    notebook.cells[1].source = "n: int = 1 + 1"
+
+
+def bare_parameter(notebook):
+    notebook.cells[1].source = "n = 2"
+
+
+def own_class(notebook):
+    notebook.cells[2].source = "class Model:\n    pass"
+
+
+def long_cell(notebook):
+    notebook.cells[2].source = "\n".join(["n += 1"] * 26)
+
+
+def figure_without_caption(notebook):
+    notebook.cells[2].outputs = [new_output("display_data", data={"image/png": "aGk="})]
+
+
+def no_goals(notebook):
+    notebook.cells[0].source = "# A title"
+
+
+def no_key_points(notebook):
+    notebook.cells[-1].source = "The end."
+
+
+def saved(tmp_path, notebook):
+    path = tmp_path / "fixture.ipynb"
+    nbformat.write(notebook, path)
+    return path
+
+
+def test_a_sound_notebook_passes_the_contract(tmp_path):
+    assert problems(saved(tmp_path, sound_notebook())) == []
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        no_counts, wrong_order, stripped, stored_error, stored_warning, machine_path, no_parameters, derived_parameter,
+        bare_parameter, own_class, long_cell, figure_without_caption, no_goals, no_key_points,
+    ],
+)  # fmt: skip
+def test_the_contract_refuses(tmp_path, break_it):
+    notebook = sound_notebook()
+    break_it(notebook)
+    assert len(problems(saved(tmp_path, notebook))) == 1
+
+
+def stale_stream(notebook):
+    notebook.cells[2].outputs[0].text = "4\n"
+
+
+def stale_result(notebook):
+    notebook.cells[3].outputs[0].data["text/plain"] = "7"
+
+
+def failing_code(notebook):
+    notebook.cells[2].source = "print(n + undefined)"
+
+
+def nbval(path, mode="--nbval"):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-current-env", mode]
+    command += ["--nbval-sanitize-with", str(SANITIZE), "--rootdir", str(path.parent), str(path)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
+
+
+def test_nbval_passes_a_sound_notebook(tmp_path):
+    run = nbval(saved(tmp_path, sound_notebook()))
+    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
+
+
+@pytest.mark.parametrize("break_it", [stale_stream, stale_result, failing_code])
+def test_nbval_refuses(tmp_path, break_it):
+    notebook = sound_notebook()
+    break_it(notebook)
+    run = nbval(saved(tmp_path, notebook))
+    assert run.returncode == 1 and "1 failed" in run.stdout, run.stdout
+
+
+def test_lax_mode_compares_the_cells_that_ask_for_it(tmp_path):
+    notebook = sound_notebook()
+    stale_result(notebook)
+    assert nbval(saved(tmp_path, notebook), "--nbval-lax").returncode == 0
+    notebook.cells[3].metadata["tags"] = ["nbval-check-output"]
+    assert nbval(saved(tmp_path, notebook), "--nbval-lax").returncode == 1
+
+
+def test_sanitizing_hides_times_and_nothing_else(tmp_path):
+    notebook = sound_notebook()
+    notebook.cells[2].source = "print('made in 3.25 s, loss 0.412')"
+    notebook.cells[2].outputs[0].text = "made in 17.00 s, loss 0.412\n"
+    assert nbval(saved(tmp_path, notebook)).returncode == 0
+    notebook.cells[2].outputs[0].text = "made in 17.00 s, loss 0.413\n"
+    assert nbval(saved(tmp_path, notebook)).returncode == 1
+
+
+def test_the_sanitizer_file_has_rules_that_nbval_reads():
+    """A rule written `replace:X` without the space is dropped silently."""
+    lines = [line for line in SANITIZE.read_text().splitlines() if line.strip() and not line.startswith("#")]
+    for line in lines:
+        assert line.startswith(("[", "regex: ", "replace: ")), line
