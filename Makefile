@@ -7,9 +7,8 @@ BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 DATA   ?= data/phantom
 
-# Kernels that nobody listens to must not write a history or ask questions; plots need no screen.
-export MPLBACKEND ?= agg
-export PYTHONWARNINGS ?= default
+# A backend that the caller's shell names would keep figures out of the notebooks.
+unexport MPLBACKEND
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

@@ -161,13 +161,15 @@ def show_surface(ax, mask: np.ndarray, spacing_mm, view: str) -> None:
 
 
 def overview(study):
-    """The first picture of the course: a neck, its label map, and one of its fractures with its box.
+    """The first picture of the course: a neck, its label map, and its lowest fracture with its box.
 
     `study` is a `phantom.Rendered` with at least one fracture.
     """
     volume, mask = Volume(study.hu, study.affine), study.labels
     middle = int(np.median(np.argwhere(mask == 4)[:, 2]))
-    box = max(study.boxes, key=lambda b: study.altered[b.slice_index].sum())
+    lowest = max(box.level for box in study.boxes)
+    boxes = [box for box in study.boxes if box.level == lowest]
+    box = max(boxes, key=lambda b: study.altered[b.slice_index].sum())
     figure, axes = plt.subplots(1, 4, figsize=(14, 4.4), width_ratios=[0.8, 0.8, 0.9, 0.9])
     show_plane(axes[0], volume, "sagittal", middle, title="a synthetic neck")
     show_plane(axes[1], volume, "sagittal", middle, mask=mask, title="its label map, C1-C7")
@@ -184,16 +186,16 @@ def overview(study):
 
 
 def twin_gallery(pairs: dict, *, crop_mm: float = 70.0):
-    """Fractured, intact and their difference, a row a pair, in the plane that shows most of the fracture.
+    """Fractured, intact and their difference, a row a pair, where most of the fracture is to be seen.
 
     Parameters
     ----------
-    pairs : title -> (fractured, intact), both `phantom.Rendered` of one plan
+    pairs : title -> (fractured, intact, plane), the first two `phantom.Rendered` of one plan
     crop_mm : side of the square that is shown, around the altered voxels
     """
     figure, axes = plt.subplots(len(pairs), 3, figsize=(8.4, 2.9 * len(pairs)), squeeze=False)
-    for row, (title, (fractured, intact)) in zip(axes, pairs.items(), strict=True):
-        plane, index, window = _clearest_plane(fractured, crop_mm)
+    for row, (title, (fractured, intact, plane)) in zip(axes, pairs.items(), strict=True):
+        index, row_limits, column_limits = _clearest_view(fractured, plane, crop_mm)
         volumes = [Volume(study.hu, study.affine) for study in (fractured, intact)]
         for ax, volume, name in zip(row, volumes, (title, "intact twin"), strict=False):
             show_plane(ax, volume, plane, index, title=f"{name} ({plane})")
@@ -205,23 +207,18 @@ def twin_gallery(pairs: dict, *, crop_mm: float = 70.0):
         row[2].set_xlabel("orange: darker, purple: brighter\n(full colour at 800 HU)", fontsize=8)
         row[2].set(xticks=[], yticks=[])
         for ax in row:
-            ax.set(xlim=window[1], ylim=window[0][::-1], facecolor="black")  # beyond the scan there is nothing
+            ax.set(xlim=column_limits, ylim=row_limits[::-1], facecolor="black")  # beyond the scan there is nothing
     return figure
 
 
-def _clearest_plane(study, crop_mm: float):
-    """(plane, index, ((row from, to), (column from, to))) of the plane with the largest altered area, in mm^2."""
+def _clearest_view(study, plane: str, crop_mm: float):
+    """(index, (row from, to), (column from, to)) of the slice of a plane that shows most of the fracture."""
+    axis, shown, *_ = PLANES[plane]
+    index = int(study.altered.sum(axis=shown).argmax())
+    centre = np.argwhere(cut(study.altered, plane, index)).mean(axis=0)
     spacing = Volume(study.hu, study.affine).spacing_mm
-    best = None
-    for plane, (_, shown, *_) in PLANES.items():
-        area = study.altered.sum(axis=shown) * spacing[shown[0]] * spacing[shown[1]]
-        if best is None or area.max() > best[0]:
-            best = area.max(), plane, int(area.argmax())
-    _, plane, index = best
-    places = np.argwhere(cut(study.altered, plane, index))
-    centre = places.mean(axis=0)
-    half = [crop_mm / 2 / spacing[axis] for axis in PLANES[plane][1]]
-    return plane, index, tuple((c - h, c + h) for c, h in zip(centre, half, strict=True))
+    half = [crop_mm / 2 / spacing[axis] for axis in shown]
+    return index, *((c - h, c + h) for c, h in zip(centre, half, strict=True))
 
 
 def loss_curves(histories: dict, *, train_constant: float, validation_constant: float, title: str):

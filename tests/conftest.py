@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import matplotlib
 import nibabel as nib
 import numpy as np
 import pandas as pd
@@ -15,6 +16,8 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittle
 
 from cspine_utils.anatomy import TARGETS
 from cspine_utils.volume import Volume
+
+matplotlib.use("agg")  # tests open no windows
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_CT = Path(os.environ.get("CSPINE_REAL_CT", ROOT.parent / "shared" / "real-ct"))

@@ -75,9 +75,11 @@ def test_loss_curves_show_the_constants():
 def test_the_gallery_shows_the_plane_with_the_fracture():
     plan = phantom.draw_plan(5, 0, size=64, difficulty="easy", levels=("C2",))
     fractured, intact = phantom.render(plan), phantom.render(plan, fractured=False)
-    figure = plots.twin_gallery({"C2": (fractured, intact)})
+    figure = plots.twin_gallery({"C2": (fractured, intact, "sagittal")})
     images = [np.asarray(ax.get_images()[0].get_array()) for ax in figure.axes]
     assert np.array_equal(images[2], images[0].astype(float) - images[1])
     assert np.abs(images[2]).max() > 300
+    most = fractured.altered.sum(axis=(0, 1)).argmax()
+    assert np.array_equal(images[0], fractured.hu[:, :, most])
     plots.overview(fractured)
     plots.three_planes(Volume(fractured.hu, fractured.affine), fractured.labels)
