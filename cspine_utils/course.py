@@ -45,6 +45,9 @@ def main(arguments=None) -> int:
     except CSpineError as error:
         print(f"course: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        print(f"course: {error}. What to do: check free space and permissions, then call again.", file=sys.stderr)
+        return 1
     return 0
 
 

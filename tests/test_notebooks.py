@@ -1,5 +1,6 @@
 """The notebooks are committed as they ran, and the gates that say so are shown to close."""
 
+import re
 import subprocess
 import sys
 
@@ -27,6 +28,15 @@ def test_the_course_is_complete():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_committed_as_run(path):
     assert problems(path) == []
+
+
+def saved_figures() -> set[str]:
+    sources = "".join(cell.source for path in NOTEBOOKS for cell in nbformat.read(path, as_version=4).cells)
+    return set(re.findall(r'plots\.save\(figure, figures_dir, "(\w+)"\)', sources))
+
+
+def test_figures_are_those_that_the_notebooks_make():
+    assert {path.stem for path in (ROOT / "figures").glob("*.png")} == saved_figures()
 
 
 def sound_notebook():
