@@ -35,7 +35,7 @@ PLANES = {
 def use_style() -> None:
     """Call once at the top of a notebook."""
     sns.set_theme(context="notebook", style="white", palette="colorblind")
-    plt.rcParams.update({"figure.dpi": 70, "savefig.dpi": 120, "figure.constrained_layout.use": True})
+    plt.rcParams.update({"figure.dpi": 64, "savefig.dpi": 120, "figure.constrained_layout.use": True})
 
 
 def save(figure, folder, name: str) -> None:
