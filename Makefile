@@ -12,7 +12,7 @@ unexport MPLBACKEND
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help course test unit notebooks-test lint lab outputs doctor clean
+.PHONY: help course test unit notebooks-test lint canaries lab outputs doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -47,6 +47,9 @@ notebooks-test: $(READY) ## run every notebook again and compare it with its sto
 		--nbval-cell-timeout=300 $(filter-out notebooks/06_%,$(sort $(wildcard notebooks/*.ipynb)))
 	$(BIN)/python -m pytest --nbval-current-env --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		--nbval-cell-timeout=300 $(wildcard notebooks/06_*.ipynb)
+
+canaries: $(READY) ## break the code on purpose and see the tests notice (four minutes)
+	@$(BIN)/python tests/canaries.py
 
 lab: $(READY) ## open JupyterLab on the notebooks (token on, this machine only)
 	@$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --ServerApp.root_dir=. notebooks

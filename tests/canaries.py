@@ -1,0 +1,203 @@
+"""Break the code on purpose and see the tests notice: `make canaries` (about four minutes).
+
+Each line of `CANARIES` is a mistake that somebody has made or could make. It is put into a copy of the
+repository; the tests named beside it must then fail. A canary that stays green means that a test tests
+nothing. test_canaries.py checks at every run that each mistake can still be made at its place.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[1]
+COPIED = ("cspine_utils", "tests", "notebooks", "figures", ".ci", "pyproject.toml", "environment.yml", "README.md")
+
+
+class Canary(NamedTuple):
+    """A mistake: in `file`, `old` becomes `new`; then the `tests` must fail."""
+
+    mistake: str
+    file: str
+    old: str
+    new: str
+    tests: str
+
+
+CANARIES = [
+    Canary(
+        "label map placed without reversing its axes",
+        "cspine_utils/nifti.py",
+        "np.flip(labels.transpose(order), reversed_axes)",
+        "labels.transpose(order)",
+        "test_nifti.py",
+    ),
+    Canary(
+        "a label map half a voxel off is taken",
+        "cspine_utils/nifti.py",
+        "CORNER_TOLERANCE_VOXELS = 0.1",
+        "CORNER_TOLERANCE_VOXELS = 0.6",
+        "test_nifti.py",
+    ),
+    Canary(
+        "slices in the order of their file names",
+        "cspine_utils/dicom.py",
+        'order = np.argsort(along, kind="stable")',
+        "order = np.arange(len(along))",
+        "test_dicom.py",
+    ),
+    Canary(
+        "step taken from SliceThickness",
+        "cspine_utils/dicom.py",
+        "affine_lps[:3, 0] = step",
+        "affine_lps[:3, 0] = step / np.linalg.norm(step) * ordered[0].thickness_mm",
+        "test_dicom.py",
+    ),
+    Canary(
+        "a missing slice goes unnoticed",
+        "cspine_utils/dicom.py",
+        "STEP_TOLERANCE = 0.1",
+        "STEP_TOLERANCE = 1.5",
+        "test_dicom.py",
+    ),
+    Canary(
+        "a study id may lead out of the folder",
+        "cspine_utils/rsna.py",
+        "[0-9A-Za-z._-]{0,127}",
+        "[0-9A-Za-z._/-]{0,127}",
+        "test_rsna.py",
+    ),
+    Canary(
+        "the index wraps at the border of the neck",
+        "cspine_utils/stacks.py",
+        "np.clip(centres + offset, 0, len(hu) - 1)",
+        "(centres + offset) % len(hu)",
+        "test_stacks.py",
+    ),
+    Canary(
+        "thoracic labels count as neck",
+        "cspine_utils/anatomy.py",
+        "CERVICAL_IDS = range(1, 8)",
+        "CERVICAL_IDS = range(1, 20)",
+        "test_stacks.py",
+    ),
+    Canary(
+        "one study on both sides of a split",
+        "cspine_utils/screening.py",
+        "if len(set(studies)) != len(studies):",
+        "if False:",
+        "test_screening.py",
+    ),
+    Canary(
+        "numbers of a patch in another order",
+        "cspine_utils/models/vit3d.py",
+        "-> b (f h w) (pf ph pw c)",
+        "-> b (f h w) (c pf ph pw)",
+        "test_vit3d.py",
+    ),
+    Canary(
+        "the last epoch passes for the best",
+        "cspine_utils/training.py",
+        'return min(trained, key=lambda row: row["validation_loss"])',
+        "return trained[-1]",
+        "test_training.py",
+    ),
+    Canary(
+        "positives are not doubled in the competition's loss",
+        "cspine_utils/metrics.py",
+        "np.where(y == 1, 2.0, 1.0)",
+        "np.where(y == 1, 1.0, 1.0)",
+        "test_metrics.py",
+    ),
+    Canary(
+        "a label map with the fracture gap in it gives the answer away",
+        "cspine_utils/phantom/study.py",
+        "own[(bone.whole < 0)",
+        "own[(bone.cut < 0)",
+        "test_phantom.py",
+    ),
+    Canary(
+        "synthetic files without a step that differs from the thickness",
+        "cspine_utils/phantom/study.py",
+        "(0.8, 1.0, 1.25, 1.5)",
+        "(1.0, 1.0, 1.0, 1.0)",
+        "test_phantom.py",
+    ),
+    Canary(
+        "left and right swapped in the surface picture",
+        "cspine_utils/plots.py",
+        '"right": (2, False, True)',
+        '"right": (2, True, True)',
+        "test_plots.py",
+    ),
+    Canary(
+        "a misspelt notebook parameter is let through",
+        "cspine_utils/runs.py",
+        "if name not in declared:",
+        "if False:",
+        "test_runs.py",
+    ),
+    Canary(
+        "a changed package does not rerun the notebooks",
+        "cspine_utils/course.py",
+        '*sorted((ROOT / "cspine_utils").rglob("*.py"))',
+        "",
+        "test_course.py",
+    ),
+    Canary("environment.yml drifts from the pins", "environment.yml", "numpy==2.4.6", "numpy==2.4.5", "test_pins.py"),
+    Canary(
+        "a notebook without execution counts",
+        "notebooks/02_dataset_screening.ipynb",
+        '"execution_count": 2,',
+        '"execution_count": null,',
+        "test_notebooks.py",
+    ),
+    Canary("the map forgets a room", "README.md", "| `demo` |", "| demo |", "test_rooms.py"),
+]
+
+
+def run_tests(root: Path, names) -> int:
+    """pytest's exit code for some test files of the copy at `root`: 0 all passed, 1 some failed."""
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *(f"tests/{n}" for n in names)]
+    # PYTHONPATH comes before the installed package, so that the copy is what the tests import.
+    environment = {**os.environ, "PYTHONPATH": str(root), "PYTHONDONTWRITEBYTECODE": "1"}
+    return subprocess.run(command, cwd=root, env=environment, capture_output=True).returncode
+
+
+def is_noticed(canary: Canary, root: Path) -> bool:
+    """Put the mistake into the copy at `root`, run the tests named beside it, take the mistake out again."""
+    path = root / canary.file
+    good = path.read_text()
+    path.write_text(good.replace(canary.old, canary.new, 1))
+    code = run_tests(root, [canary.tests])
+    path.write_text(good)
+    return code == 1
+
+
+def main() -> int:
+    silent = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "copy"
+        root.mkdir()
+        for name in COPIED:
+            source = ROOT / name
+            ignore = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+            shutil.copytree(source, root / name, ignore=ignore) if source.is_dir() else shutil.copy(source, root)
+        if run_tests(root, sorted({canary.tests for canary in CANARIES})) != 0:
+            print("the tests fail without any mistake: mend them first")
+            return 1
+        for canary in CANARIES:
+            noticed = is_noticed(canary, root)
+            silent += [] if noticed else [canary.mistake]
+            print(f"{'noticed' if noticed else 'SILENT '}  {canary.tests:<20} {canary.mistake}", flush=True)
+    print(f"{len(CANARIES) - len(silent)} of {len(CANARIES)} mistakes were noticed")
+    return 1 if silent else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
