@@ -15,16 +15,13 @@ What a run leaves in its folder:
   compete: it may *be* the constant, and a table that shows it as the model's loss would show no training at all
 * `last.pt`: weights, optimizer and history after the latest finished epoch
 
-Every file is written under a temporary name and then renamed, so a kill leaves the old file or the new one.
+`checkpoints` writes and reads them.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -40,6 +37,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from cspine_utils.anatomy import TARGETS
+from cspine_utils.checkpoints import Run, describe
 from cspine_utils.errors import ParameterError, TrainingError
 
 
@@ -126,11 +124,11 @@ def fit(
         "validation_studies": _count(validation, "fit(validation)"),
         "train_fingerprint": getattr(train, "fingerprint", None),
         "validation_fingerprint": getattr(validation, "fingerprint", None),
-        "model": _describe(model),
+        "model": describe(model),
         "data": dict(data_settings or {}),
     }
     _check_settings(settings)
-    run = _Run(Path(out), settings, model)
+    run = Run(Path(out), settings, model)
     resumed_from = run.resume()
     # Forked: the caller's own random numbers go on as if fit had not been called.
     with torch.random.fork_rng(devices=_cuda_devices(model)), _bar(run, progress) as bar:
@@ -153,7 +151,7 @@ def fit(
                 learning_rate=rate,
                 seconds=time.perf_counter() - start,
             )
-        run.go_to_best(train)
+        run.go_to_best(lambda: mean_loss(model, train, batch_size))
     return TrainingResult(
         history=pd.DataFrame(run.history),
         best_epoch=run.best["epoch"],
@@ -178,100 +176,6 @@ def mean_loss(model: nn.Module, dataset: Dataset, batch_size: int = 2) -> float:
     """Binary cross-entropy in eval mode, mean over studies and targets, in nats."""
     y, logits = _evaluate(model, dataset, batch_size)
     return float(F.binary_cross_entropy_with_logits(logits, y))
-
-
-def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
-    """Put the weights of a `best.pt` or `last.pt` into a model of the same form; returns it in eval mode.
-
-    Raises TrainingError if the file is no checkpoint of ours or belongs to a model of another form.
-    """
-    weights = _read(Path(path))["model"]
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        raise TrainingError(
-            path,
-            found=f"weights of another form ({' '.join(str(error).split())[:300]})",
-            expected=f"weights of {type(model).__name__} as it was built here",
-            remedy="build the model with the settings listed in the run's history.json",
-        ) from error
-    return model.eval()
-
-
-class _Run:
-    """One run in memory and on disk: model, optimizer, history, settings."""
-
-    def __init__(self, out: Path, settings: dict, model: nn.Module):
-        self.out, self.model = out, model
-        self.settings = json.loads(json.dumps(settings))  # as they come back from a file: tuples as lists
-        self.optimizer = torch.optim.AdamW(
-            model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
-        )
-        self.history: list[dict] = []
-        self.best_train_loss: float | None = None
-
-    @property
-    def best(self) -> dict:
-        trained = self.history[1:] or self.history
-        return min(trained, key=lambda row: row["validation_loss"])  # min keeps the earliest of equals
-
-    def next_epoch(self) -> int | None:
-        """The epoch to run now, or None if the run is finished."""
-        done, patience = len(self.history), self.settings["patience"]
-        stale = patience is not None and done > 0 and done - 1 - self.best["epoch"] >= patience
-        return None if stale or done > self.settings["epochs"] else done
-
-    def resume(self) -> int | None:
-        """Take up the folder's run if there is one: its last finished epoch, or None. Refuse another run's folder."""
-        path = self.out / "last.pt"
-        if not path.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
-            return None
-        state = _read(path)
-        _check_same(path, state["settings"], self.settings)
-        self.model.load_state_dict(state["model"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.history, self.best_train_loss = state["history"], state["best_train_loss"]
-        return self.history[-1]["epoch"]
-
-    def record(self, **row) -> None:
-        """Write down a finished epoch."""
-        self.history.append(row)
-        # best.pt before last.pt: killed in between, the epoch is done again and best.pt is rewritten with the same
-        # weights. The other way round, a best epoch could count as finished with its weights lost.
-        if self.best is row:
-            best = {"model": self.model.state_dict(), "settings": self.settings, **row}
-            _write(self.out / "best.pt", lambda path: torch.save(best, path))
-        state = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "history": self.history,
-            "best_train_loss": None,
-            "settings": self.settings,
-        }
-        _write(self.out / "last.pt", lambda path: torch.save(state, path))
-        self._write_history()
-
-    def go_to_best(self, train: Dataset) -> None:
-        """Give the model the weights of its best epoch and measure the train loss there."""
-        load(self.model, self.out / "best.pt")
-        if self.best_train_loss is None:
-            torch.manual_seed(self.settings["seed"])  # for a dataset that draws random numbers
-            self.best_train_loss = mean_loss(self.model, train, self.settings["batch_size"])
-            state = _read(self.out / "last.pt") | {"best_train_loss": self.best_train_loss}
-            _write(self.out / "last.pt", lambda path: torch.save(state, path))
-        self._write_history()  # also when nothing was left to do: a kill may have come before the tables
-
-    def _write_history(self) -> None:
-        table = pd.DataFrame(self.history)
-        _write(self.out / "history.csv", lambda path: table.to_csv(path, index=False))
-        summary = {
-            "settings": self.settings,
-            "best_epoch": self.best["epoch"],
-            "best_train_loss": self.best_train_loss,
-            "history": self.history,
-        }
-        _write(self.out / "history.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
 
 
 def _train_epoch(model, optimizer, train, batch_size, rate, clip, epoch, bar) -> float:
@@ -377,49 +281,6 @@ def _count(dataset: Dataset, name: str) -> int:
     return len(dataset)
 
 
-def _describe(model: nn.Module) -> dict:
-    """What tells two models apart without looking at weights. Shapes alone would not show the number of heads."""
-    shapes = [(name, list(value.shape)) for name, value in model.state_dict().items()]
-    digest = hashlib.sha256(json.dumps(shapes).encode()).hexdigest()[:16]
-    return {"class": type(model).__name__, "config": dict(getattr(model, "config", {})), "shapes": digest}
-
-
-def _check_same(path: Path, there: dict, here: dict) -> None:
-    different = [key for key in {**there, **here} if there.get(key) != here.get(key)]
-    if not different:
-        return
-    remedy = "give this run another folder, or delete this one to start over"
-    if different == ["seed"]:
-        remedy += "; to go on with it, pass a generator made anew with the same seed: fit draws from it once a call"
-    raise TrainingError(
-        path,
-        found="a run with other settings: " + "; ".join(f"{k} {there.get(k)} (there)" for k in different),
-        expected="; ".join(f"{k} {here.get(k)}" for k in different),
-        remedy=remedy,
-    )
-
-
-def _read(path: Path) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        if {"model", "settings"} <= state.keys():
-            return state
-        found = f"keys {', '.join(map(str, state))}"
-    except FileNotFoundError:
-        found = "no file"
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-        found = f"a file that does not load ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
-    remedy = "train again in an empty folder, or point to the right file"
-    raise TrainingError(path, found=found, expected="a checkpoint written by training.fit", remedy=remedy)
-
-
-def _write(path: Path, write) -> None:
-    """All or nothing: a reader, or a run that resumes, never sees half a file."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    os.replace(temporary, path)
-
-
 def _check_settings(settings: dict) -> None:
     def whole(value, least):
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -441,7 +302,7 @@ def _check_settings(settings: dict) -> None:
             raise ParameterError(f"fit({name})", found=found, expected=expected, remedy=f"pass such a {name}")
 
 
-def _bar(run: _Run, progress: bool) -> tqdm:
+def _bar(run: Run, progress: bool) -> tqdm:
     """A plain bar over all training steps. tqdm.auto would save a widget in notebooks, which GitHub cannot show."""
     steps = math.ceil(run.settings["train_studies"] / run.settings["batch_size"])
     total, done = run.settings["epochs"] * steps, max(0, len(run.history) - 1) * steps

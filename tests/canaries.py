@@ -102,7 +102,7 @@ CANARIES = [
     ),
     Canary(
         "the last epoch passes for the best",
-        "cspine_utils/training.py",
+        "cspine_utils/checkpoints.py",
         'return min(trained, key=lambda row: row["validation_loss"])',
         "return trained[-1]",
         "test_training.py",

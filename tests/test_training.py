@@ -15,7 +15,7 @@ import torch
 from sklearn.metrics import log_loss
 from torch import nn
 
-from cspine_utils import metrics, training
+from cspine_utils import checkpoints, metrics, training
 from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
@@ -205,7 +205,7 @@ def test_the_best_epoch_is_kept_and_returned(tmp_path):
     assert not net.training
     assert training.mean_loss(net, validation) == losses.min()
     assert training.mean_loss(net, train) == result.best_train_loss
-    last = training.load(model(9), tmp_path / "last.pt")
+    last = checkpoints.load(model(9), tmp_path / "last.pt")
     assert training.mean_loss(last, validation) == losses.iloc[-1]
     # a run stopped at that epoch ends with those weights
     fit(tmp_path / "short", train=train, validation=validation, net=start, epochs=result.best_epoch, gamma=1.0, seed=3)
@@ -329,7 +329,7 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(undisturbed, tmp_path, mo
                 raise KeyboardInterrupt
             replace(*paths)
 
-        monkeypatch.setattr(training.os, "replace", stopping)
+        monkeypatch.setattr(checkpoints.os, "replace", stopping)
         return calls
 
     calls = replace_all_but(None)
@@ -411,15 +411,15 @@ def test_a_broken_checkpoint_is_named(tmp_path):
     with pytest.raises(TrainingError, match=r"last\.pt.*does not load"):
         fit(tmp_path)
     with pytest.raises(TrainingError, match="no file"):
-        training.load(model(), tmp_path / "best.pt")
+        checkpoints.load(model(), tmp_path / "best.pt")
     torch.save({"weights": 1}, tmp_path / "other.pt")
     with pytest.raises(TrainingError, match="keys weights"):
-        training.load(model(), tmp_path / "other.pt")
+        checkpoints.load(model(), tmp_path / "other.pt")
 
 
 def test_weights_of_another_model_are_refused(undisturbed):
     with pytest.raises(TrainingError, match=r"another form.*ViT3D as it was built here"):
-        training.load(model(dim=32), undisturbed[0] / "best.pt")
+        checkpoints.load(model(dim=32), undisturbed[0] / "best.pt")
 
 
 # ---- refused
