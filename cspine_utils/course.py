@@ -21,7 +21,7 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 
-from cspine_utils.errors import CSpineError
+from cspine_utils.errors import CSpineError, DatasetError
 from cspine_utils.rsna import RsnaDataset
 from cspine_utils.runs import notebook_parameters, run_notebook
 
@@ -29,6 +29,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PHANTOM = ROOT / "data" / "phantom"
 #: The cohort that the committed notebooks show.
 COHORT = {"studies": 48, "seed": 2022, "size": 128}
+#: Studies with a label map that the notebooks cannot do without.
+MIN_MASKS = 6
 
 
 def main(arguments=None) -> int:
@@ -65,6 +67,7 @@ def make_cohort(data: Path) -> None:
 def run_course(data: Path, *, in_place: bool = False) -> None:
     """Run the notebooks in order, skip those that nothing has changed for, print the final table."""
     dataset = RsnaDataset(data)
+    _check_enough(dataset)
     work, figures = folders(data)
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     for number, notebook in enumerate(notebooks, start=1):
@@ -89,6 +92,18 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.write_text(json.dumps({"fingerprint": fingerprint, "made": [str(p) for p in made], "seconds": seconds}))
     _print_result(work, figures)
+
+
+def _check_enough(dataset: RsnaDataset) -> None:
+    """Say at once, not after minutes, that there is too little to learn from and to judge by."""
+    masks = sum(dataset.mask_path(study) is not None for study in dataset.studies)
+    if masks < MIN_MASKS:
+        raise DatasetError(
+            dataset.root / "segmentations",
+            found=f"label maps (<StudyInstanceUID>.nii) of {masks} of {len(dataset.studies)} studies",
+            expected=f"at least {MIN_MASKS}: the six-channel stacks need them, and the set is split in two",
+            remedy="add label maps, unpacked from .nii.gz if need be, or use the synthetic cohort (make course).",
+        )
 
 
 def folders(data: Path) -> tuple[Path, Path]:

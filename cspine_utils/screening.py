@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cspine_utils.dicom import read_headers, series_geometry
-from cspine_utils.errors import CSpineError, ParameterError
+from cspine_utils.dicom import read_headers, read_series, series_geometry
+from cspine_utils.errors import CSpineError, DatasetError, MaskError, ParameterError
+from cspine_utils.nifti import read_mask
 
 SURVEY_COLUMNS = (
     "verdict",
@@ -81,6 +82,63 @@ def _direction(numbered: dict) -> str:
         return "not numbered"
     first, last = numbered[min(numbered)], numbered[max(numbered)]
     return "head -> feet" if first.position_mm[2] > last.position_mm[2] else "feet -> head"
+
+
+def usable(table: pd.DataFrame, *, with_mask: bool = False) -> list[str]:
+    """Studies with the verdict "use" (and a label map), in the order of the survey.
+
+    Raises DatasetError where none is left: nothing in the course can go on from there.
+    """
+    chosen = table["verdict"] == "use"
+    if with_mask:
+        chosen &= table["has_mask"].astype(bool)
+    if not chosen.any():
+        reasons = table.loc[table["verdict"] == "reject", "reason"]
+        raise DatasetError(
+            "the survey",
+            found=f"{len(table)} studies, none of them usable" + (" with a label map" if with_mask else ""),
+            expected="at least one",
+            remedy=f"mend the first: {reasons.iloc[0]}" if len(reasons) else "add label maps to segmentations/.",
+        )
+    return list(table.index[chosen])
+
+
+def read_pairs(dataset, studies, failures: dict[str, str] | None = None):
+    """Yield (study, volume, mask) of each study whose CT and label map can be read and fit together.
+
+    A survey reads headers only; pixels and label maps may still be damaged. A study that cannot be read is
+    left out, and its reason is put into `failures`.
+    """
+    for study in studies:
+        try:
+            path = dataset.mask_path(study)
+            if path is None:
+                raise MaskError(
+                    dataset.root / "segmentations" / f"{study}.nii",
+                    found="no label map",
+                    expected="one",
+                    remedy="leave this study out where a label map is needed.",
+                )
+            volume = read_series(dataset.series_dir(study))
+            pair = study, volume, read_mask(path, volume)
+        except CSpineError as error:
+            if failures is not None:
+                failures[study] = str(error)
+            continue
+        yield pair
+
+
+def example(dataset, studies):
+    """The first readable (study, volume, mask); raises DatasetError with a reason where there is none."""
+    failures: dict[str, str] = {}
+    for pair in read_pairs(dataset, studies, failures):
+        return pair
+    raise DatasetError(
+        dataset.root,
+        found=f"no readable CT with its label map among {len(failures)} studies",
+        expected="at least one",
+        remedy=f"mend the first: {next(iter(failures.values()))}" if failures else "choose other studies.",
+    )
 
 
 def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np.random.Generator) -> dict:

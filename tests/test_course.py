@@ -35,6 +35,7 @@ def repository(tmp_path, monkeypatch):
     write_notebook(root / "notebooks" / "02_second.ipynb", SECOND)
     monkeypatch.setattr(course, "ROOT", root)
     monkeypatch.setattr(course, "PHANTOM", root / "data" / "phantom")
+    monkeypatch.setattr(course, "MIN_MASKS", 3)  # as many as the small test folder has
     return root
 
 
@@ -99,3 +100,9 @@ def test_a_wrong_folder_is_one_sentence(repository, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     code, out, err = run(capsys, tmp_path / "empty")
     assert code == 1 and "train_images" in err and "What to do" in err
+
+
+def test_too_few_label_maps_are_said_before_anything_runs(repository, rsna_folder, capsys):
+    next((rsna_folder / "segmentations").iterdir()).unlink()
+    code, out, err = run(capsys, rsna_folder)
+    assert code == 1 and out == "" and "of 2 of 4 studies" in err and "at least 3" in err

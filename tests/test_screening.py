@@ -1,10 +1,10 @@
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import patient_volume, write_series
+from conftest import neck_mask, patient_volume, write_label_file, write_series
 
 from cspine_utils import screening
-from cspine_utils.errors import ParameterError
+from cspine_utils.errors import DatasetError, ParameterError
 from cspine_utils.rsna import RsnaDataset
 
 
@@ -47,6 +47,40 @@ def test_a_file_cut_short_is_seen_without_reading_pixels(tmp_path):
         row = screening.survey(RsnaDataset(root), progress=False).iloc[0]
         assert row["verdict"] == verdict
     assert "3.dcm" in row["reason"] and "cut short" in row["reason"] and "40 x 50" in row["reason"]
+
+
+def test_readable_pairs_go_on_past_damaged_ones(rsna_folder):
+    dataset = RsnaDataset(rsna_folder)
+    damaged, good, foreign, no_mask = dataset.studies
+    dataset.mask_path(damaged).write_text("not a label map")
+    dataset.mask_path(foreign).write_bytes(
+        write_label_file(rsna_folder / "m.nii", neck_mask(), patient_volume()).read_bytes()
+    )
+    failures = {}
+    pairs = list(screening.read_pairs(dataset, dataset.studies, failures))
+    assert [study for study, _, _ in pairs] == [good]
+    _, volume, mask = pairs[0]
+    assert np.array_equal(mask, neck_mask((12, 9, 11))) and np.array_equal(
+        volume.hu, patient_volume((12, 9, 11), seed=1).hu
+    )
+    assert list(failures) == [damaged, foreign, no_mask]
+    for study, words in ((damaged, "cannot be read"), (foreign, "the CT's own grid"), (no_mask, "no label map")):
+        assert words in failures[study]
+    assert screening.example(dataset, dataset.studies)[0] == good
+    with pytest.raises(DatasetError, match="among 2 studies.*mend the first.*cannot be read"):
+        screening.example(dataset, [damaged, foreign])
+
+
+def test_usable_studies_or_the_first_reason(rsna_folder):
+    dataset = RsnaDataset(rsna_folder)
+    (dataset.series_dir(dataset.studies[0]) / "4.dcm").unlink()
+    table = screening.survey(dataset, progress=False)
+    assert screening.usable(table) == dataset.studies[1:]
+    assert screening.usable(table, with_mask=True) == dataset.studies[1:3]
+    with pytest.raises(DatasetError, match="none of them usable.*1 slice.s. missing"):
+        screening.usable(table.iloc[:1])
+    with pytest.raises(DatasetError, match="none of them usable with a label map.*segmentations"):
+        screening.usable(table.iloc[3:], with_mask=True)
 
 
 def labels_of(n_fractured, n_intact):
