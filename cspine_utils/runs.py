@@ -110,8 +110,8 @@ def run_notebook(notebook, out, parameters: dict | None = None) -> None:
             cwd=notebook.parent,
             kernel_name="python3",
             progress_bar=False,
-            # Only a kernel's errors belong on the terminal, not its remarks on the loopback connection.
-            extra_arguments=["--log-level=ERROR"],
+            # A failing cell is our own error; the kernel's remarks on its connections help nobody on a terminal.
+            extra_arguments=["--log-level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         raise NotebookError(

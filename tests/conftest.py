@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pydicom
 import pytest
+import torch
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
@@ -18,6 +19,7 @@ from cspine_utils.anatomy import TARGETS
 from cspine_utils.volume import Volume
 
 matplotlib.use("agg")  # tests open no windows
+torch.set_num_threads(1)  # models here are small: more threads gain little, and lose much on a busy machine
 
 ROOT = Path(__file__).resolve().parents[1]
 REAL_CT = Path(os.environ.get("CSPINE_REAL_CT", ROOT.parent / "shared" / "real-ct"))

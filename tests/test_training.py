@@ -19,8 +19,6 @@ from cspine_utils import checkpoints, metrics, training
 from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
-torch.set_num_threads(1)
-
 SHAPE = (6, 3, 8, 8)
 RATES = torch.tensor([0.2, 0.3, 0.15, 0.2, 0.25, 0.3, 0.35, 0.5])
 

@@ -9,8 +9,6 @@ from torch import nn
 from cspine_utils.errors import ModelError, ParameterError
 from cspine_utils.models.vit3d import Attention, ViT3D
 
-torch.set_num_threads(1)
-
 # Every axis and every patch has another length, so that no two can be mixed up unseen.
 SMALL = dict(frames=6, channels=5, size=(8, 12), frame_patch=3, patch=4, dim=24, depth=2, heads=3, mlp_ratio=2)
 
