@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 
@@ -46,7 +45,12 @@ class Run:
         """Take up the folder's run if there is one: its last finished epoch, or None. Refuse another run's folder."""
         path = self.out / "last.pt"
         if not path.exists():
-            self.out.mkdir(parents=True, exist_ok=True)
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise TrainingError(
+                    self.out, found=f"no place for a folder ({error})", expected="a folder", remedy="choose another out"
+                ) from error
             return None
         state = _read(path)
         _check_same(path, state["settings"], self.settings)
@@ -138,12 +142,12 @@ def _check_same(path: Path, there: dict, here: dict) -> None:
 def _read(path: Path) -> dict:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        if {"model", "settings"} <= state.keys():
+        if {"model", "settings"} <= state.keys() and isinstance(state["model"], dict):
             return state
         found = f"keys {', '.join(map(str, state))}"
     except FileNotFoundError:
         found = "no file"
-    except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+    except Exception as error:  # whatever bytes are in the file: torch and pickle raise many kinds of errors on them
         found = f"a file that does not load ({str(error).splitlines()[0] if str(error) else type(error).__name__})"
     remedy = "train again in an empty folder, or point to the right file"
     raise TrainingError(path, found=found, expected="a checkpoint written by training.fit", remedy=remedy)

@@ -69,13 +69,14 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
     dataset = RsnaDataset(data)
     _check_enough(dataset)
     work, figures = folders(data)
+    data_state = _data_state(dataset)
     notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
     for number, notebook in enumerate(notebooks, start=1):
         parameters = _parameters(notebook, data, work, figures)
         line = f"[{number}/{len(notebooks)}] {notebook.stem:<32}"
         out = notebook if in_place else work / "notebooks" / notebook.name
         stamp = work / "notebooks" / f"{notebook.stem}.json"
-        fingerprint = _fingerprint(notebook, dataset, parameters)
+        fingerprint = _fingerprint(notebook, data_state, parameters)
         if not in_place and _is_current(stamp, fingerprint):
             print(f"{line}   unchanged", flush=True)
             continue
@@ -84,13 +85,17 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
         # In place the defaults run: papermill would add a cell with the values that it was given.
         run_notebook(notebook, out, {} if in_place else parameters)
         seconds = time.perf_counter() - started
-        made = [p for p, changed in _products(work, figures).items() if before.get(p) != changed]
+        made = {p: state for p, state in _products(work, figures).items() if before.get(p) != state}
         print(f" {seconds:5.0f} s   made {_summary(made) or 'no files'}", flush=True)
         if in_place:
             _drop_run_metadata(notebook)
             continue
         stamp.parent.mkdir(parents=True, exist_ok=True)
-        stamp.write_text(json.dumps({"fingerprint": fingerprint, "made": [str(p) for p in made], "seconds": seconds}))
+        stamp.write_text(
+            json.dumps(
+                {"fingerprint": fingerprint, "made": {str(p): state for p, state in made.items()}, "seconds": seconds}
+            )
+        )
     _print_result(work, figures)
 
 
@@ -120,36 +125,47 @@ def _parameters(notebook: Path, data: Path, work: Path, figures: Path) -> dict:
     return {name: ours[name] for name in notebook_parameters(notebook) if name in ours}
 
 
-def _fingerprint(notebook: Path, dataset: RsnaDataset, parameters: dict) -> str:
+def _data_state(dataset: RsnaDataset) -> str:
+    """Changes with the tables, and with name, size or time of any image or label map. Nothing is opened but tables."""
+    digest = hashlib.sha256()
+    for name in ("train.csv", "train_bounding_boxes.csv"):
+        digest.update((dataset.root / name).read_bytes())
+    for folder in ("train_images", "segmentations"):
+        for path in sorted((dataset.root / folder).rglob("*")):
+            state = path.lstat()
+            digest.update(f"{path.relative_to(dataset.root)} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _fingerprint(notebook: Path, data_state: str, parameters: dict) -> str:
     """Changes with the notebook's code, the package, its pins, the data and the parameters."""
-    digest = hashlib.sha256(json.dumps(parameters, sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps([data_state, parameters], sort_keys=True).encode())
     for cell in nbformat.read(notebook, as_version=4).cells:
         digest.update(cell.source.encode())
     for path in [ROOT / "pyproject.toml", *sorted((ROOT / "cspine_utils").rglob("*.py"))]:
         digest.update(path.read_bytes())
-    for path in [dataset.root / "train.csv", dataset.root / "train_bounding_boxes.csv"]:
-        digest.update(path.read_bytes())
-    for folder in ("train_images", "segmentations"):
-        for path in sorted((dataset.root / folder).iterdir()):
-            digest.update(f"{path.name} {path.stat().st_mtime_ns}".encode())
     return digest.hexdigest()
 
 
 def _is_current(stamp: Path, fingerprint: str) -> bool:
     try:
         known = json.loads(stamp.read_text())
-        return known["fingerprint"] == fingerprint and all(Path(p).exists() for p in known["made"])
+        return known["fingerprint"] == fingerprint and all(_state(Path(p)) == s for p, s in known["made"].items())
     except (OSError, ValueError, KeyError):
         return False
 
 
-def _products(work: Path, figures: Path) -> dict[Path, int]:
-    """Everything a notebook may have made -> time of its last change."""
+def _products(work: Path, figures: Path) -> dict[Path, list[int]]:
+    """Everything a notebook may have made -> its size and the time of its last change."""
     places = [p for folder in (work, figures) if folder.is_dir() for p in folder.rglob("*")]
-    return {p: p.stat().st_mtime_ns for p in places if p.is_file() and p.parent.name != "notebooks"}
+    return {p: _state(p) for p in places if p.is_file() and p.parent.name != "notebooks"}
 
 
-def _summary(made: list[Path]) -> str:
+def _state(path: Path) -> list[int]:
+    return [path.stat().st_size, path.stat().st_mtime_ns]
+
+
+def _summary(made) -> str:
     """`figures/a.png, stacks/ (36 files)`: single files by name, many of a folder as a count."""
     folders: dict[Path, list[str]] = {}
     for path in made:
@@ -179,7 +195,12 @@ def _print_result(work: Path, figures: Path) -> None:
         print()
         print(pd.read_csv(path).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
         print("Loss: mean binary cross-entropy over the eight targets. The constant knows only how often each target")
-        print("occurs in the training studies; a model has learned something once its validation loss lies below it.")
+        print(
+            "occurs in the training studies. A model has learned something that carries over if the whole interval of"
+        )
+        print(
+            "the difference (validation loss minus constant) lies below zero; one loss below the constant is no proof."
+        )
     print()
     print(f"Figures: {_shown(figures)}   executed notebooks: {_shown(work / 'notebooks')}   tables: {_shown(work)}")
     print("Next: `make lab` opens the notebooks; README.md says how to name the real RSNA-2022 folder.")

@@ -7,6 +7,7 @@ InstanceNumber or SliceThickness: 197 of the 2,019 real studies are stored feet 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +26,9 @@ STEP_TOLERANCE = 0.1
 LINE_TOLERANCE_MM = 0.2
 #: The slice normal may lean this far from the head-feet axis; a CT gantry tilts by up to about 30 degrees.
 MAX_TILT_DEGREES = 40.0
+#: The item that ends compressed pixels stands within this many bytes of the end of a whole file.
+_TAIL = 4096
+_SEQUENCE_END = bytes.fromhex("feffdde0")
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +101,15 @@ def read_headers(folder) -> list[SliceHeader]:
             expected="a folder of DICOM slices",
             remedy="name the folder of one series, e.g. train_images/<StudyInstanceUID>.",
         )
-    paths = sorted(p for p in folder.iterdir() if p.is_file() and not p.name.startswith("."))
+    paths = sorted(p for p in folder.iterdir() if not p.name.startswith("."))
+    strange = [p for p in paths if not p.is_file()]
+    if strange:
+        raise SeriesError(
+            strange[0],
+            found="a subfolder" if strange[0].is_dir() else "a link that leads nowhere",
+            expected="nothing but the slices of one series",
+            remedy="move it away, or its slices into this folder: what lies deeper is not read.",
+        )
     if not paths:
         raise SeriesError(
             folder,
@@ -152,7 +164,10 @@ def _read_header(path: Path) -> SliceHeader:
     try:
         with open(path, "rb") as file:
             dataset = pydicom.dcmread(file, stop_before_pixels=True)
-            bytes_left = path.stat().st_size - file.tell()
+            pixels_at = file.tell()
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(pixels_at, size - _TAIL))
+            tail = file.read()
         frames = int(dataset.get("NumberOfFrames") or 1)
         modality = str(dataset.get("Modality", "CT"))
         bits = int(_numbers(path, dataset, "BitsAllocated", 1)[0])
@@ -187,7 +202,7 @@ def _read_header(path: Path) -> SliceHeader:
             remedy="the file is truncated or damaged: download it again.",
         ) from error
     _check_header(header, modality, frames)
-    _check_complete(header, bits_left=8 * bytes_left, bits_a_pixel=bits)
+    _check_complete(header, bits, bytes_left=size - pixels_at, tail=tail)
     return header
 
 
@@ -210,16 +225,20 @@ def _check_header(header: SliceHeader, modality: str, frames: int) -> None:
         raise SeriesError(header.path, found=problem[0], expected=problem[1], remedy="leave this file or series out.")
 
 
-def _check_complete(header: SliceHeader, bits_left: int, bits_a_pixel: int) -> None:
-    """A file cut short betrays itself by its size, without a look at its pixels (where they are not compressed)."""
-    if header.transfer_syntax.is_compressed:  # deflated files included
-        return
-    needed = header.rows * header.columns * bits_a_pixel
-    if bits_left < needed:
+def _check_complete(header: SliceHeader, bits_a_pixel: int, bytes_left: int, tail: bytes) -> None:
+    """A file cut short betrays itself without a look at its pixels: too few bytes, or no end of the sequence."""
+    if header.transfer_syntax.is_encapsulated:
+        needed, whole = "the end mark of its compressed pixels", _SEQUENCE_END in tail
+    else:
+        count = header.rows * header.columns * bits_a_pixel // 8
+        needed = f"at least the {count} bytes of its {header.rows} x {header.columns} pixels"
+        # Deflated files are smaller than their pixels; decoding tells.
+        whole = bytes_left >= count or header.transfer_syntax.is_deflated
+    if not whole:
         raise SeriesError(
             header.path,
-            found=f"{bits_left // 8} bytes after the header",
-            expected=f"at least the {needed // 8} bytes of its {header.rows} x {header.columns} pixels",
+            found=f"{bytes_left} bytes after the header",
+            expected=needed,
             remedy="the file is cut short: download it again.",
         )
 
@@ -322,8 +341,9 @@ def _read_hu(header: SliceHeader) -> np.ndarray:
         plugin = codecs.PLUGIN if codecs.is_available(header.transfer_syntax) else ""
         dataset.pixel_array_options(decoding_plugin=plugin)
         pixels = dataset.pixel_array
-        slope = float(dataset.get("RescaleSlope", 1))
-        intercept = float(dataset.get("RescaleIntercept", 0))
+        slope, intercept = (_numbers(header.path, dataset, f"Rescale{k}", 1)[0] for k in ("Slope", "Intercept"))
+    except SeriesError:
+        raise
     except Exception as error:  # damaged pixels make every decoder fail in its own way
         raise SeriesError(
             header.path,
@@ -338,7 +358,14 @@ def _read_hu(header: SliceHeader) -> np.ndarray:
             expected=f"one grey value a pixel, {header.rows} x {header.columns}",
             remedy="colour images do not belong to a CT series: remove the file.",
         )
-    if slope == 1 and intercept.is_integer():
+    if slope == 0:
+        raise SeriesError(
+            header.path,
+            found="RescaleSlope 0",
+            expected="the HU of one stored unit, as a rule 1",
+            remedy="the header is damaged: download the file again, or leave it out.",
+        )
+    if slope == 1 and float(intercept).is_integer():
         hu = pixels.astype(np.int32) + int(intercept)
     else:
         hu = np.rint(pixels * slope + intercept)

@@ -104,6 +104,8 @@ def constant_predictions(rates, n: int) -> np.ndarray:
     rates = np.asarray(rates, dtype=np.float64)
     if rates.shape != (len(TARGETS),):
         raise _refused("rates", found=f"shape {rates.shape}", expected=f"({len(TARGETS)},), one rate a target")
+    if not ((rates >= 0) & (rates <= 1)).all():
+        raise _refused("rates", found=str(rates.tolist()), expected="probabilities in [0, 1]")
     return np.tile(rates, (n, 1))
 
 
@@ -210,6 +212,7 @@ def _cross_entropy(y: np.ndarray, p: np.ndarray) -> np.ndarray:
 
 
 def _checked(y, p) -> tuple[np.ndarray, np.ndarray]:
+    _check_same_studies(y, p)
     y, p = _checked_labels(y), _table(p, "p")
     if y.shape != p.shape:
         raise _refused("p", found=f"{len(p)} rows beside {len(y)} of y", expected="one row for each study of y")
@@ -217,6 +220,13 @@ def _checked(y, p) -> tuple[np.ndarray, np.ndarray]:
     if bad.any():
         raise _refused("p", found=_first(p, bad), expected="probabilities in [0, 1] (apply a sigmoid to logits)")
     return y, p
+
+
+def _check_same_studies(a, b) -> None:
+    """Two tables of pandas know their studies: the same in another order would be compared crosswise."""
+    first, second = getattr(a, "index", None), getattr(b, "index", None)
+    if isinstance(first, pd.Index) and isinstance(second, pd.Index) and not first.equals(second):
+        raise _refused("y, p", found="tables with different indices", expected="the same studies in the same order")
 
 
 def _checked_labels(y) -> np.ndarray:
@@ -250,6 +260,7 @@ def _checked_per_study(values, name: str) -> np.ndarray:
 
 
 def _paired(a, b) -> np.ndarray:
+    _check_same_studies(a, b)
     a, b = _checked_per_study(a, "a"), _checked_per_study(b, "b")
     if len(a) != len(b):
         raise _refused("a, b", found=f"{len(a)} and {len(b)} studies", expected="the same studies in the same order")

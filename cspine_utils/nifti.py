@@ -51,7 +51,9 @@ def _load(path: Path):
     except Exception as error:  # nibabel, zlib and the file system fail in many ways on damaged files
         raise MaskError(
             path,
-            found="no such file" if not path.exists() else f"a file that cannot be read ({error})",
+            found="no such file"
+            if not path.exists()
+            else f"a file that cannot be read ({' '.join(str(error).split())})",
             expected="a NIfTI label map (.nii or .nii.gz)",
             remedy="download it again; the study can be used without its label map.",
         ) from error

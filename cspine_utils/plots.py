@@ -17,6 +17,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 
 from cspine_utils.anatomy import CERVICAL_IDS, LABEL_NAMES, LEVELS, TARGETS
+from cspine_utils.errors import ParameterError
 from cspine_utils.stacks import WINDOWS
 from cspine_utils.volume import Volume
 
@@ -36,6 +37,24 @@ def use_style() -> None:
     """Call once at the top of a notebook."""
     sns.set_theme(context="notebook", style="white", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 64, "savefig.dpi": 120, "figure.constrained_layout.use": True})
+
+
+def figures_folder(figures_dir, data_dir) -> Path:
+    """The folder for figures made from `data_dir`; refuses to mix pictures of other data with the committed ones.
+
+    Raises ParameterError if the repository's own figures/ is named for anything but the synthetic cohort: pictures
+    of licensed images may not be committed.
+    """
+    root = Path(__file__).resolve().parents[1]
+    figures, data = Path(figures_dir).resolve(), Path(data_dir).resolve()
+    if figures == root / "figures" and data != root / "data" / "phantom":
+        raise ParameterError(
+            "figures_dir",
+            found=f"the repository's own figures/ for pictures of {data}",
+            expected="another folder: only pictures of the synthetic cohort may be committed",
+            remedy="set figures_dir and work_dir to a folder under data/runs/, or use `make course DATA=...`.",
+        )
+    return Path(figures_dir)
 
 
 def save(figure, folder, name: str) -> None:

@@ -169,7 +169,16 @@ def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np
             expected="each study once, or one patient could be on both sides of the split",
             remedy="pass study ids, not slices; remove repeats.",
         )
-    if sum(sizes.values()) > len(studies) or min(sizes.values()) < 1:
+    unknown = [study for study in studies if study not in labels.index]
+    if unknown:
+        raise ParameterError(
+            "studies",
+            found=f"study {unknown[0]}, which has no labels",
+            expected="studies of the label table",
+            remedy="take them from dataset.studies.",
+        )
+    whole = all(isinstance(size, int | np.integer) and size >= 1 for size in sizes.values())
+    if not sizes or not whole or sum(sizes.values()) > len(studies):
         raise ParameterError(
             "sizes",
             found=f"{sizes} for {len(studies)} studies",

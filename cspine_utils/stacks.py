@@ -44,6 +44,10 @@ SLICE_SCALE = (0.15, 0.16)
 MASK_SCALE = (0.012, 0.093)
 
 
+#: What numpy and zipfile raise on a damaged .npz.
+_DAMAGED = (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile)
+
+
 def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
     """Positions of `count` slices, evenly spaced from the first to the last slice that shows C1-C7.
 
@@ -61,6 +65,8 @@ def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
     ------
     StackError : the mask shows none of C1-C7, or on one slice only
     """
+    if not isinstance(count, int | np.integer) or count < 2:
+        raise StackError("count", found=repr(count), expected="an integer, at least 2", remedy="210 is usual.")
     shown = np.flatnonzero(np.isin(mask, CERVICAL_IDS).any(axis=(1, 2)))
     if len(shown) == 0 or shown[0] == shown[-1]:
         raise StackError(
@@ -142,6 +148,8 @@ def six_channel(volume: Volume, mask: np.ndarray, frames: int = FRAMES, size=Non
     ------
     StackError : mask empty or not on the volume's grid
     """
+    if not isinstance(frames, int | np.integer) or frames < 1:
+        raise StackError("frames", found=repr(frames), expected="an integer, at least 1", remedy="105 is usual.")
     return gather_six(*resample_slices(volume, mask, 2 * frames, size))
 
 
@@ -156,6 +164,8 @@ def normalise(stack, window: str = "bone"):
     One fixed window and fixed constants for all studies: minimum-maximum scaling per slice would let a tooth
     filling decide the contrast of the bone beside it. Takes and gives `(f, 6, h, w)` (array or tensor).
     """
+    if window not in WINDOWS:
+        raise StackError("window", found=repr(window), expected=", ".join(WINDOWS), remedy="choose one of these.")
     out = stack.clone() if isinstance(stack, torch.Tensor) else stack.copy()
     out[:, :-1] = _scaled(apply_window(stack[:, :-1], *WINDOWS[window]), SLICE_SCALE)
     labels = stack[:, -1]
@@ -235,8 +245,17 @@ class StackDataset(torch.utils.data.Dataset):
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     def __getitem__(self, index: int):
-        with np.load(_file(self.store, self.studies[index])) as file:
-            stack = gather_six(file["hu"], file["labels"])
+        path = _file(self.store, self.studies[index])
+        try:
+            with np.load(path) as file:
+                stack = gather_six(file["hu"], file["labels"])
+        except _DAMAGED as error:
+            raise StackError(
+                path,
+                found=f"a file that cannot be read ({error})",
+                expected="a prepared study",
+                remedy="delete it and run stacks.prepare again.",
+            ) from error
         if self.blank_mask:
             stack[:, -1] = 0
         return torch.from_numpy(normalise(stack, self.window)), self.targets[index]
@@ -275,7 +294,7 @@ def _stored_source(path: Path) -> str | None:
     try:
         with np.load(path) as file:
             return str(file["source"])
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: make it again
+    except _DAMAGED:  # make it again
         return None
 
 
@@ -286,7 +305,10 @@ def _file(store: Path, study: str) -> Path:
 def _pair(size, default) -> tuple[int, int]:
     if size is None:
         return tuple(default)
-    return (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, tuple | list) else (size, size)
+    if len(pair) != 2 or not all(isinstance(n, int | np.integer) and n > 0 for n in pair):
+        raise StackError("size", found=repr(size), expected="pixels: one positive integer or (h, w)", remedy="e.g. 64.")
+    return int(pair[0]), int(pair[1])
 
 
 def _nearest_index(source: int, target: int) -> np.ndarray:

@@ -110,6 +110,13 @@ def fit(
     TrainingError : empty dataset, wrong or unusable targets, a loss that is not finite, a folder with another run
     ParameterError : a setting of the wrong type or out of range
     """
+    if not isinstance(generator, torch.Generator):
+        raise ParameterError(
+            "fit(generator)",
+            found=type(generator).__name__,
+            expected="a torch.Generator",
+            remedy="pass torch.Generator().manual_seed(seed)",
+        )
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
@@ -286,7 +293,12 @@ def _check_settings(settings: dict) -> None:
         return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
     def number(value, *, zero=False):
-        return isinstance(value, int | float) and math.isfinite(value) and (value > 0 or (zero and value == 0))
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and math.isfinite(value)
+            and (value > 0 or (zero and value == 0))
+        )
 
     for name, good, expected in (
         ("epochs", lambda v: whole(v, 0), "an integer, 0 or more"),

@@ -64,6 +64,11 @@ def test_a_second_call_redoes_only_what_changed(repository, rsna_folder, capsys)
     work, figures = course.folders(rsna_folder)
     (figures / "01.png").unlink()
     assert states() == ["ran", "unchanged"], "its product was missing"
+    (work / "02" / "loss_table.csv").write_text("model,validation loss,validation constant\nother,0.1,0.2\n")
+    assert states() == ["unchanged", "ran"], "somebody else wrote over its product"
+    image = next((rsna_folder / "train_images").rglob("3.dcm"))
+    image.write_bytes(image.read_bytes()[:-2])
+    assert states() == ["ran", "ran"], "an image was changed in place"
     (repository / "cspine_utils" / "room.py").write_text("x = 2\n")
     assert states() == ["ran", "ran"], "the package changed"
     table = pd.read_csv(rsna_folder / "train_bounding_boxes.csv")

@@ -113,6 +113,22 @@ def bad_truncated_pixels(paths):
     paths[3].write_bytes(paths[3].read_bytes()[:-40])
 
 
+def bad_subfolder(paths):
+    (paths[0].parent / "more").mkdir()
+
+
+def bad_link(paths):
+    (paths[0].parent / "9.dcm").symlink_to("nowhere")
+
+
+def bad_no_intercept(paths):
+    edit(paths[3], lambda dataset: delattr(dataset, "RescaleIntercept"))
+
+
+def bad_zero_slope(paths):
+    edit(paths[3], lambda dataset: setattr(dataset, "RescaleSlope", 0))
+
+
 def bad_empty_file(paths):
     paths[3].write_bytes(b"")
 
@@ -186,6 +202,10 @@ def bad_only_one(paths):
         (bad_text, ["9.dcm", "not DICOM"]),
         (bad_truncated_header, ["4.dcm", "download it again"]),
         (bad_truncated_pixels, ["4.dcm", "cut short", "198 bytes", "9 x 11"]),
+        (bad_subfolder, ["more", "a subfolder"]),
+        (bad_link, ["9.dcm", "leads nowhere"]),
+        (bad_no_intercept, ["4.dcm", "no RescaleIntercept"]),
+        (bad_zero_slope, ["4.dcm", "RescaleSlope 0"]),
         (bad_empty_file, ["4.dcm", "download it again"]),
         (bad_missing_slice, ["3.000 mm", "3.dcm", "5.dcm", "1 slice(s) missing", "1.500 mm"]),
         (bad_two_missing_slices, ["3.dcm", "6.dcm", "2 slice(s) missing"]),
@@ -267,6 +287,19 @@ def test_a_damaged_stream_is_refused_with_its_syntax(tmp_path, caplog, syntax, e
     with pytest.raises(SeriesError, match=rf"3\.dcm.*cannot be decoded.*{re.escape(syntax.name)}"):
         read_series(tmp_path)
     assert "Traceback" not in caplog.text
+
+
+@pytest.mark.parametrize(("syntax", "encoder", "options"), LOSSLESS, ids=lambda value: getattr(value, "name", ""))
+def test_a_compressed_file_cut_short_is_seen_in_its_header(tmp_path, syntax, encoder, options):
+    paths = write_series(tmp_path, patient_volume((4, 24, 31)), signed=False)
+    for path in paths:
+        encode(path, syntax, encoder, **options)
+    assert len(read_headers(tmp_path)) == 4
+    content = paths[2].read_bytes()
+    for kept in (0.97, 0.7, 0.5):
+        paths[2].write_bytes(content[: int(kept * len(content))])
+        with pytest.raises(SeriesError, match=r"3\.dcm"):
+            read_headers(tmp_path)
 
 
 def test_a_stream_of_another_size_is_refused(tmp_path):

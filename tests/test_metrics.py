@@ -256,6 +256,23 @@ def test_lands_at_constant():
         metrics.lands_at_constant(constant[:-1], constant)
 
 
+def test_tables_in_another_order_are_not_compared_crosswise():
+    y, p = random_case(6, seed=3)
+    y, p = (pd.DataFrame(values, index=list("abcdef"), columns=list(TARGETS)) for values in (y, p))
+    assert metrics.plain_bce(y, p) == metrics.plain_bce(y.to_numpy(), p.to_numpy())
+    with pytest.raises(ParameterError, match="different indices"):
+        metrics.plain_bce(y, p.iloc[::-1])
+    losses = pd.Series(metrics.plain_bce_per_study(y, p), index=y.index)
+    with pytest.raises(ParameterError, match="different indices"):
+        metrics.lands_at_constant(losses, losses.iloc[::-1])
+
+
+def test_rates_that_are_no_probabilities():
+    for wrong in (np.nan, 2.0, -0.1):
+        with pytest.raises(ParameterError):
+            metrics.constant_predictions([wrong] * 8, 3)
+
+
 # ---- the table
 
 

@@ -2,9 +2,11 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from conftest import ROOT
 from matplotlib.colors import to_rgb
 
 from cspine_utils import phantom, plots
+from cspine_utils.errors import ParameterError
 from cspine_utils.volume import Volume
 
 
@@ -53,6 +55,14 @@ def test_a_plane_carries_window_spacing_sides_and_proportions(volume):
     assert "40/400 HU" in ax.get_xlabel() and "1.50 x 0.70 mm" in ax.get_xlabel()
     letters = {text.get_text(): text.get_position() for text in ax.texts}
     assert letters["A"][0] < letters["P"][0] and letters["H"][1] > letters["F"][1]
+
+
+def test_pictures_of_other_data_do_not_land_among_the_committed_ones(tmp_path):
+    committed = ROOT / "figures"
+    with pytest.raises(ParameterError, match="only pictures of the synthetic cohort"):
+        plots.figures_folder(committed, tmp_path)
+    assert plots.figures_folder(committed, ROOT / "data" / "phantom") == committed
+    assert plots.figures_folder(tmp_path / "figures", tmp_path) == tmp_path / "figures"
 
 
 def test_equal_pictures_are_equal_files(tmp_path):

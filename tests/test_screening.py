@@ -113,6 +113,15 @@ def test_a_repeated_study_and_too_large_parts_are_refused():
             screening.split(labels.index, labels, sizes=sizes, generator=np.random.default_rng(0))
 
 
+def test_unknown_studies_and_sizes_that_cannot_be():
+    labels = labels_of(3, 3)
+    with pytest.raises(ParameterError, match="study x9, which has no labels"):
+        screening.split(["s1", "x9"], labels, sizes={"a": 1}, generator=np.random.default_rng(0))
+    for sizes in ({}, {"a": 1.5}):
+        with pytest.raises(ParameterError, match="parts of at least one study"):
+            screening.split(labels.index, labels, sizes=sizes, generator=np.random.default_rng(0))
+
+
 def test_all_of_one_class():
     labels = labels_of(0, 5)
     parts = screening.split(labels.index, labels, sizes={"a": 3, "b": 2}, generator=np.random.default_rng(0))

@@ -104,6 +104,25 @@ def test_mask_of_another_shape():
         stacks.six_channel(volume, mask[:-1])
 
 
+@pytest.mark.parametrize("size", [0, -4, 16.0, (8, 8, 8), "64", (8, 0)])
+def test_sizes_that_cannot_be(size):
+    with pytest.raises(StackError, match="size: found"):
+        stacks.six_channel(*tall(30), size=size)
+
+
+def test_counts_and_windows_that_cannot_be():
+    volume, mask = tall(30)
+    for frames in (0, -1, 2.5):
+        with pytest.raises(StackError, match="frames: found"):
+            stacks.six_channel(volume, mask, frames=frames)
+    for count in (0, 1, 2.0):
+        with pytest.raises(StackError, match="count: found"):
+            stacks.cervical_slices(mask, count=count)
+    with pytest.raises(StackError, match="'lung'; expected bone, soft, wide"):
+        stacks.normalise(stacks.six_channel(volume, mask, frames=2), window="lung")
+    assert stacks.six_channel(volume, mask, frames=1, size=np.int64(5)).shape == (1, 6, 5, 5)
+
+
 def test_windows_in_numbers():
     hu = np.array([-500, 400, 850, 1300, 3000], float)
     assert stacks.apply_window(hu, 400, 1800).tolist() == [0, 0.5, 0.75, 1, 1]
@@ -190,6 +209,17 @@ def test_prepare_resumes_without_redoing(rsna_folder, store):
     assert table["status"].tolist() == ["made", "made", "kept", "failed"]
     assert contents(store) == before and third.stat().st_mtime_ns == kept
     assert stacks.prepare(dataset, dataset.studies, store, **args | {"size": 9})["status"].iloc[0] == "made"
+
+
+def test_a_damaged_store_is_said_when_loading(rsna_folder, store):
+    dataset = RsnaDataset(rsna_folder)
+    stacks.prepare(dataset, dataset.studies[:1], store, size=8, count=12, progress=False)
+    path = store / f"{dataset.studies[0]}.npz"
+    content = bytearray(path.read_bytes())
+    content[300] ^= 255
+    path.write_bytes(content)
+    with pytest.raises(StackError, match="delete it and run stacks.prepare again"):
+        stacks.StackDataset(store, dataset.labels.iloc[:1])[0]
 
 
 def test_prepare_notices_a_changed_source(rsna_folder, store):

@@ -19,6 +19,8 @@ from cspine_utils import checkpoints, metrics, training
 from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
+torch.set_num_threads(1)  # here as well as in conftest: a child process imports this module alone
+
 SHAPE = (6, 3, 8, 8)
 RATES = torch.tensor([0.2, 0.3, 0.15, 0.2, 0.25, 0.3, 0.35, 0.5])
 
@@ -494,3 +496,20 @@ def test_the_bar_is_plain_text_on_stdout(tmp_path, capsys):
     assert "9/9" in shown.out and "validation=" in shown.out and shown.err == ""
     fit(tmp_path / "quiet")
     assert capsys.readouterr() == ("", "")
+
+
+def test_arguments_that_cannot_be(tmp_path):
+    for changes in ({"generator": np.random.default_rng(0)}, {"generator": None}, {"learning_rate": True}):
+        arguments = {"out": tmp_path, "epochs": 1, "generator": torch.Generator(), "progress": False} | changes
+        with pytest.raises(ParameterError):
+            training.fit(model(), Studies(2, 1), Studies(2, 2), **arguments)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(TrainingError, match="expected a folder"):
+        fit(tmp_path / "file")
+
+
+@pytest.mark.parametrize("content", [b"", b"abc", b"PK" + bytes(40)])
+def test_files_that_are_no_checkpoint(tmp_path, content):
+    (tmp_path / "best.pt").write_bytes(content)
+    with pytest.raises(TrainingError, match="a checkpoint written by training.fit"):
+        checkpoints.load(model(), tmp_path / "best.pt")

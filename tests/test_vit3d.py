@@ -220,3 +220,13 @@ def test_impossible_sizes_are_refused_with_the_possible_ones(changes, message):
 def test_other_input_is_refused_with_got_and_expected(x, message):
     with pytest.raises(ModelError, match=message):
         small()(x)
+
+
+def test_inputs_of_another_type_are_refused():
+    x = study()
+    for wrong in (x.double(), x.half(), x.numpy()):
+        with pytest.raises(ModelError, match="ViT3D.forward"):
+            small()(wrong)
+    for ratio in (float("nan"), float("inf")):
+        with pytest.raises(ModelError, match="mlp_ratio"):
+            small(mlp_ratio=ratio)

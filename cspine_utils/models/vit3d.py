@@ -12,6 +12,8 @@ Sources: Dosovitskiy et al. 2021, arXiv 2010.11929 (patches as tokens); Xiong et
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from einops import rearrange
@@ -169,16 +171,23 @@ class ViT3D(nn.Module):
 
     def _check_input(self, x: Tensor) -> None:
         frames, channels, *_ = self.input_shape
-        if x.ndim == 5 and tuple(x.shape[1:]) == self.input_shape and x.is_floating_point():
+        if not isinstance(x, Tensor):
+            found, remedy = type(x).__name__, "make it a tensor with torch.from_numpy"
+        elif tuple(x.shape[1:]) != self.input_shape or x.dtype != self.embed.weight.dtype:
+            found = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
+            remedy = "resample the stack to the model's input_shape, or build the model for the stack's shape"
+            if x.dtype != self.embed.weight.dtype:
+                remedy = "bring stack and model to one type, e.g. with x.float()"
+            elif frames != channels and tuple(x.shape[1:3]) == (channels, frames):
+                remedy = "channels come before frames here: use x.transpose(1, 2)"
+        else:
             return
-        swapped = x.ndim == 5 and frames != channels and tuple(x.shape[1:3]) == (channels, frames)
+        wanted = str(self.embed.weight.dtype).removeprefix("torch.")
         raise ModelError(
             "ViT3D.forward(x)",
-            found=f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}",
-            expected=f"float (b, {', '.join(map(str, self.input_shape))}), the axes b f c h w",
-            remedy="channels come before frames here: use x.transpose(1, 2)"
-            if swapped
-            else "resample the stack to the model's input_shape, or build the model for the stack's shape",
+            found=found,
+            expected=f"{wanted} (b, {', '.join(map(str, self.input_shape))}), the axes b f c h w",
+            remedy=remedy,
         )
 
 
@@ -196,7 +205,7 @@ def _check_config(*, size, mlp_ratio, dropout, **counts) -> None:
             raise _refused(name, found=repr(value), expected="a positive integer")
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise _refused("dropout", found=repr(dropout), expected="a share in [0, 1)")
-    if not isinstance(mlp_ratio, int | float) or int(counts["dim"] * mlp_ratio) < 1:
+    if not isinstance(mlp_ratio, int | float) or not math.isfinite(mlp_ratio) or int(counts["dim"] * mlp_ratio) < 1:
         raise _refused("mlp_ratio", found=repr(mlp_ratio), expected="a number that leaves at least one inner feature")
     for part, whole, n in (
         ("frame_patch", "frames", counts["frames"]),
