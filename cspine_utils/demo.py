@@ -10,20 +10,25 @@ import torch
 from torch.utils.data import TensorDataset
 
 from cspine_utils.anatomy import LEVELS
+from cspine_utils.errors import ParameterError
 from cspine_utils.phantom import draw_plan, render
 from cspine_utils.rsna import STUDY_COLUMN, RsnaDataset
 from cspine_utils.stacks import normalise, six_channel
 from cspine_utils.volume import Volume
 
 
-def broken_copy(dataset: RsnaDataset, folder) -> RsnaDataset:
-    """Copy five small studies of a dataset into a folder and break four of them, each in its own way.
+def broken_copy(dataset: RsnaDataset, folder, studies) -> RsnaDataset:
+    """Copy the five smallest of some readable studies into a folder and break four, each in its own way.
 
     In the order of the copy: a slice is missing, a text file calls itself .dcm, a file is cut short,
     there are no images, and the last one is left whole. The original is not touched.
     """
     root = Path(folder).resolve() / "broken"
-    by_size = sorted(dataset.studies, key=lambda study: len(list(dataset.series_dir(study).iterdir())))
+    if len(studies) < 5:
+        raise ParameterError(
+            "studies", found=f"{len(studies)}", expected="at least five", remedy="show this on a larger cohort."
+        )
+    by_size = sorted(studies, key=lambda study: len(list(dataset.series_dir(study).iterdir())))
     studies = by_size[:5]
     for study in studies:
         shutil.copytree(dataset.series_dir(study), root / "train_images" / study)

@@ -24,7 +24,7 @@ from cspine_utils.volume import Volume
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"), strict=True)
 )
-_OTHER_COLOUR = "#BBBBBB"
+_OTHER_COLOUR = "#BBBBBB"  # thoracic vertebrae, all alike: the course is about the neck
 #: plane -> (axis that is cut, axes shown as rows and columns, letters left/right, letters top/bottom)
 PLANES = {
     "axial": (0, (1, 2), ("R", "L"), ("A", "P")),

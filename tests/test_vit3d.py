@@ -211,7 +211,7 @@ def test_impossible_sizes_are_refused_with_the_possible_ones(changes, message):
 @pytest.mark.parametrize(
     "x, message",
     [
-        (torch.zeros(2, 6, 5, 12, 8), r"found float32 \(2, 6, 5, 12, 8\); expected float \(b, 6, 5, 8, 12\)"),
+        (torch.zeros(2, 6, 5, 12, 8), r"found float32 \(2, 6, 5, 12, 8\); expected float32 \(b, 6, 5, 8, 12\)"),
         (torch.zeros(6, 5, 8, 12), r"found float32 \(6, 5, 8, 12\)"),
         (torch.zeros(2, 5, 6, 8, 12), r"channels come before frames here: use x.transpose\(1, 2\)"),
         (torch.zeros(2, 6, 5, 8, 12, dtype=torch.int16), r"found int16"),

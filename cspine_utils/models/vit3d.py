@@ -87,7 +87,7 @@ class ViT3D(nn.Module):
     config : the constructor's arguments, so that `ViT3D(**model.config)` has the same form
 
     The head's weight starts at zero: before training every study gets the same logits, and after
-    `set_base_rates` that answer is exactly the base-rate constant. Whatever a loss falls below it was learned.
+    `set_base_rates` that answer is exactly the base-rate constant, from which training starts.
 
     Raises
     ------
