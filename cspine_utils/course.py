@@ -189,7 +189,22 @@ def _drop_run_metadata(notebook: Path) -> None:
     nbformat.write(content, notebook)
 
 
+def _print_failed(path: Path, most: int = 10) -> None:
+    """Which studies could not be used, with their reasons: none is lost silently."""
+    if not path.is_file():
+        return
+    table = pd.read_csv(path, dtype=str)
+    failed = table[table["status"] == "failed"]
+    counts = ", ".join(f"{n} {status}" for status, n in table["status"].value_counts().sort_index().items())
+    print(f"\nStudies: {counts} ({_shown(path)})")
+    for _, row in failed.head(most).iterrows():
+        print(f"  {row['study']}: {row['reason']}")
+    if len(failed) > most:
+        print(f"  ... and {len(failed) - most} more")
+
+
 def _print_result(work: Path, figures: Path) -> None:
+    _print_failed(work / "studies.csv")
     tables = sorted(work.glob("*/loss_table.csv"))
     for path in tables:
         print()

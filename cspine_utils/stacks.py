@@ -194,13 +194,16 @@ def prepare(dataset, studies, out, *, size, count: int = 2 * FRAMES, progress: b
 
     Returns
     -------
-    DataFrame, index study, columns `status` ("made", "kept" or "failed") and `reason`
+    DataFrame, index study, columns `status` ("made", "kept", "skipped" without a label map, "failed") and `reason`
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     rows = {}
     bar = tqdm(studies, desc="stacks", unit="study", disable=not progress)
     for study in bar:
+        if dataset.mask_path(study) is None:
+            rows[study] = ("skipped", "no label map that says where C1-C7 are")
+            continue
         try:
             rows[study] = (_prepare_one(dataset, study, out, size, count), "")
         except CSpineError as error:
@@ -264,13 +267,6 @@ class StackDataset(torch.utils.data.Dataset):
 def _prepare_one(dataset, study: str, out: Path, size, count: int) -> str:
     path = _file(out, study)
     mask_path = dataset.mask_path(study)
-    if mask_path is None:
-        raise StackError(
-            dataset.root / "segmentations" / f"{study}.nii",
-            found="no label map",
-            expected="a label map that says where C1-C7 are",
-            remedy="leave this study out, or predict a mask for it.",
-        )
     source = _fingerprint(dataset.series_dir(study), mask_path, size, count)
     if path.is_file() and _stored_source(path) == source:
         return "kept"

@@ -87,6 +87,15 @@ def test_nothing_made_from_another_folder_lands_among_the_committed_files(reposi
     assert course.folders(course.PHANTOM) == (repository / "data" / "runs" / "phantom", repository / "figures")
 
 
+def test_studies_that_failed_are_listed_at_the_end(repository, rsna_folder, capsys):
+    code = FIRST + "\n(Path(work_dir) / 'studies.csv').write_text("
+    code += "'study,status,reason\\n1.2,made,\\n1.3,failed,cut short: download it again\\n1.4,skipped,no label map\\n')"
+    write_notebook(repository / "notebooks" / "01_first.ipynb", code)
+    _, out, _ = run(capsys, rsna_folder)
+    assert "Studies: 1 failed, 1 made, 1 skipped" in out
+    assert "1.3: cut short: download it again" in out and "1.4:" not in out
+
+
 def test_two_folders_of_one_name_do_not_share_results(tmp_path):
     assert course.folders(tmp_path / "a" / "rsna") != course.folders(tmp_path / "b" / "rsna")
 
