@@ -197,7 +197,7 @@ def _read_header(path: Path) -> SliceHeader:
     except Exception as error:  # whatever bytes are in the file: pydicom raises many kinds of errors on them
         raise SeriesError(
             path,
-            found=f"a header that cannot be read ({type(error).__name__}: {error})",
+            found=f"a header that cannot be read ({type(error).__name__}: {' '.join(str(error).split())})",
             expected="a complete DICOM header",
             remedy="the file is truncated or damaged: download it again.",
         ) from error
@@ -314,7 +314,7 @@ def _check_even(folder: Path, ordered, gaps_mm: np.ndarray) -> None:
         + (f" ({missing} slice(s) missing)" if looks_missing else "")
         + f"; gaps range from {gaps_mm.min():.3f} to {gaps_mm.max():.3f} mm",
         expected=f"{step:.3f} mm between all neighbours, within {STEP_TOLERANCE:.0%}",
-        remedy="download the missing slices" if looks_missing else "leave this study out, or resample it first",
+        remedy="download the missing slices." if looks_missing else "leave this study out, or resample it first.",
     )
 
 

@@ -77,7 +77,7 @@ def stored_warning(notebook):
 
 
 def machine_path(notebook):
-    notebook.cells[2].outputs[0].text = "wrote /home/someone/course/x.png"
+    notebook.cells[2].outputs[0].text = "wrote /Users/someone/course/x.png"
 
 
 def no_parameters(notebook):
