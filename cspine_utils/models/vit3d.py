@@ -21,7 +21,7 @@ from einops.layers.torch import Rearrange
 from torch import Tensor, nn
 
 from cspine_utils.anatomy import TARGETS
-from cspine_utils.errors import ModelError, ParameterError
+from cspine_utils.models.base import StudyClassifier, check_counts, pair, refused
 
 
 class Attention(nn.Module):
@@ -68,7 +68,7 @@ class Block(nn.Module):
         return x + self.mlp(self.mlp_norm(x))
 
 
-class ViT3D(nn.Module):
+class ViT3D(StudyClassifier):
     """A 3D vision transformer: study tensor `(b, f, c, h, w)` -> logits `(b, targets)`.
 
     Parameters
@@ -94,6 +94,19 @@ class ViT3D(nn.Module):
     ModelError : for sizes that do not divide, and in `forward` for an input of another shape
     """
 
+    PRESETS = {
+        "laptop": {},
+        "gpu": {"size": (224, 224), "frame_patch": 5, "dim": 384, "depth": 8, "heads": 6, "dropout": 0.1},
+    }
+    STAGES = {
+        "patchify": "cut into boxes",
+        "embed": "one linear layer a box",
+        "blocks": "transformer blocks",
+        "norm": "mean of the tokens",
+        "head": "one logit a target",
+    }
+    encoder = "linear patches"
+
     def __init__(
         self,
         *,
@@ -109,12 +122,10 @@ class ViT3D(nn.Module):
         dropout: float = 0.0,
         targets: int = len(TARGETS),
     ):
-        super().__init__()
-        self.config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        self.config["size"] = tuple(size) if isinstance(size, tuple | list) else (size, size)
-        _check_config(**self.config)
-        height, width = self.config["size"]
-        self.input_shape = (frames, channels, height, width)
+        config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        config["size"] = height, width = _checked_size(config)
+        super().__init__((frames, channels, height, width), config)
+        self.outputs = targets
         n = (frames // frame_patch) * (height // patch) * (width // patch)
 
         self.patchify = Rearrange(
@@ -135,7 +146,7 @@ class ViT3D(nn.Module):
 
     def tokens(self, x: Tensor) -> Tensor:
         """What the blocks make of each box: study tensors `(b, f, c, h, w)` -> `(b, n, e)`, not yet pooled."""
-        self._check_input(x)
+        self.check_input(x)
         x = self.embed(self.patchify(x))  # (b, n, e)
         x = self.dropout(x + self.position)
         for block in self.blocks:
@@ -147,48 +158,8 @@ class ViT3D(nn.Module):
         pooled = self.tokens(x).mean(dim=1)  # (b, e)
         return self.head(self.norm(pooled))
 
-    def set_base_rates(self, rates) -> None:
-        """Set the head's bias to logit(rates), so that an untrained model predicts `rates` for every study.
-
-        Parameters
-        ----------
-        rates : `(targets,)` probabilities, each strictly between 0 and 1
-
-        Raises
-        ------
-        ParameterError : for another length, or a rate of 0 or 1, whose logit is infinite
-        """
-        rates = torch.as_tensor(rates, dtype=torch.float64).detach().cpu()
-        if rates.shape != self.head.bias.shape or not ((rates > 0) & (rates < 1)).all():
-            raise ParameterError(
-                "ViT3D.set_base_rates(rates)",
-                found=f"{rates.tolist()}",
-                expected=f"{len(self.head.bias)} probabilities strictly between 0 and 1",
-                remedy="compute them with metrics.base_rates(y, smoothing=0.5), which never gives 0 or 1",
-            )
-        with torch.no_grad():
-            self.head.bias.copy_(torch.logit(rates))
-
-    def _check_input(self, x: Tensor) -> None:
-        frames, channels, *_ = self.input_shape
-        if not isinstance(x, Tensor):
-            found, remedy = type(x).__name__, "make it a tensor with torch.from_numpy"
-        elif tuple(x.shape[1:]) != self.input_shape or x.dtype != self.embed.weight.dtype:
-            found = f"{str(x.dtype).removeprefix('torch.')} {tuple(x.shape)}"
-            remedy = "resample the stack to the model's input_shape, or build the model for the stack's shape"
-            if x.dtype != self.embed.weight.dtype:
-                remedy = "bring stack and model to one type, e.g. with x.float()"
-            elif frames != channels and tuple(x.shape[1:3]) == (channels, frames):
-                remedy = "channels come before frames here: use x.transpose(1, 2)"
-        else:
-            return
-        wanted = str(self.embed.weight.dtype).removeprefix("torch.")
-        raise ModelError(
-            "ViT3D.forward(x)",
-            found=found,
-            expected=f"{wanted} (b, {', '.join(map(str, self.input_shape))}), the axes b f c h w",
-            remedy=remedy,
-        )
+    def start_from(self, logits: Tensor) -> None:
+        self.head.bias.copy_(logits)
 
 
 def _divisors(n: int) -> str:
@@ -196,29 +167,21 @@ def _divisors(n: int) -> str:
     return ", ".join(map(str, [d for d in range(2, n) if n % d == 0] or [1, n]))
 
 
-def _check_config(*, size, mlp_ratio, dropout, **counts) -> None:
-    """Raise ModelError unless every count is a positive integer and every patch and head divides its whole."""
-    if len(size) != 2:
-        raise _refused("size", found=str(size), expected="(h, w) or one number for both")
-    for name, value in {**counts, "size (rows)": size[0], "size (columns)": size[1]}.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise _refused(name, found=repr(value), expected="a positive integer")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise _refused("dropout", found=repr(dropout), expected="a share in [0, 1)")
-    if not isinstance(mlp_ratio, int | float) or not math.isfinite(mlp_ratio) or int(counts["dim"] * mlp_ratio) < 1:
-        raise _refused("mlp_ratio", found=repr(mlp_ratio), expected="a number that leaves at least one inner feature")
+def _checked_size(config: dict) -> tuple[int, int]:
+    """(h, w), if every count is a positive integer and every patch and head divides its whole; else ModelError."""
+    mlp_ratio, dim = config["mlp_ratio"], config["dim"]
+    size = pair(config["size"])
+    check_counts("ViT3D", **{k: v for k, v in config.items() if k != "mlp_ratio"} | {"size": size})
+    if not isinstance(mlp_ratio, int | float) or not math.isfinite(mlp_ratio) or int(dim * mlp_ratio) < 1:
+        expected = "a number that leaves at least one inner feature"
+        raise refused("ViT3D", "mlp_ratio", found=repr(mlp_ratio), expected=expected)
     for part, whole, n in (
-        ("frame_patch", "frames", counts["frames"]),
+        ("frame_patch", "frames", config["frames"]),
         ("patch", "rows", size[0]),
         ("patch", "columns", size[1]),
-        ("heads", "dim", counts["dim"]),
+        ("heads", "dim", dim),
     ):
-        if n % counts[part]:
-            found = f"{part}={counts[part]}, which does not divide {n} {whole}"
-            raise _refused(part, found=found, expected=f"a divisor of {n}: {_divisors(n)}")
-
-
-def _refused(name: str, *, found: str, expected: str) -> ModelError:
-    return ModelError(
-        f"ViT3D({name})", found=found, expected=expected, remedy=f"choose such a {name.split()[0]} for ViT3D"
-    )
+        if n % config[part]:
+            found = f"{part}={config[part]}, which does not divide {n} {whole}"
+            raise refused("ViT3D", part, found=found, expected=f"a divisor of {n}: {_divisors(n)}")
+    return size
