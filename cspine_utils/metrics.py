@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from cspine_utils.anatomy import LEVELS, TARGETS
+from cspine_utils.anatomy import CERVICAL_IDS, LEVELS, TARGETS
 from cspine_utils.errors import ParameterError
 
 #: Probabilities are clipped to [EPSILON, 1 - EPSILON], so one confident mistake costs at most 16.1 nats, not infinity.
@@ -37,6 +37,8 @@ LOSS_COLUMNS = (
     "difference",
     "95 % low",
     "95 % high",
+    "accuracy",
+    "majority accuracy",
     "train studies",
     "validation studies",
     "seconds",
@@ -160,6 +162,38 @@ def lands_at_constant(per_study_model, per_study_constant, *, standard_errors: f
     return bool(distance <= standard_errors * standard_error(per_study_constant))
 
 
+def accuracy(y, p) -> float:
+    """Share of the study-target pairs that are on the right side of one half; `(n, 8)`, `(n, 8)` as elsewhere.
+
+    Read it beside `accuracy(y, constant)`: where most targets are negative, "nothing is ever broken" is right often.
+    """
+    y, p = _checked(y, p)
+    return float(((p > 0.5) == (y == 1)).mean())
+
+
+def dice_per_level(truth, predicted) -> np.ndarray:
+    """Dice of each level between two masks of one volume: `(7,)`, C1-C7, NaN where neither mask has the level.
+
+    2 |A and B| / (|A| + |B|): 1 = the same voxels, 0 = none in common.
+
+    Raises ParameterError for masks of different shapes.
+    """
+    truth, predicted = np.asarray(truth), np.asarray(predicted)
+    if truth.shape != predicted.shape:
+        raise ParameterError(
+            "dice_per_level(truth, predicted)",
+            found=f"shapes {truth.shape} and {predicted.shape}",
+            expected="two masks on one grid",
+            remedy="predict the mask on the volume's own grid with segment.predict_mask",
+        )
+    dice = []
+    for label in CERVICAL_IDS:
+        a, b = truth == label, predicted == label
+        total = np.count_nonzero(a) + np.count_nonzero(b)
+        dice.append(2 * np.count_nonzero(a & b) / total if total else np.nan)
+    return np.array(dice)
+
+
 def loss_row(
     *, model: str, train_y, train_p, validation_y, validation_p, seconds: float, generator: np.random.Generator
 ) -> dict:
@@ -175,16 +209,19 @@ def loss_row(
     The constant is the base rate of the **training** studies alone (smoothing 0.5), evaluated on each set, so it knows
     as much of the validation studies as the model does. `difference` is validation loss minus validation constant
     with a 95 % interval over validation studies: the model learned something if the whole interval is below 0.
+    `accuracy` is the model's on the validation studies, `majority accuracy` the constant's.
     """
     train_model = plain_bce_per_study(train_y, train_p)
     validation_model = plain_bce_per_study(validation_y, validation_p)
     rates = base_rates(train_y, smoothing=SMOOTHING)
     train_constant = plain_bce_per_study(train_y, constant_predictions(rates, len(train_model)))
-    validation_constant = plain_bce_per_study(validation_y, constant_predictions(rates, len(validation_model)))
+    constant = constant_predictions(rates, len(validation_model))
+    validation_constant = plain_bce_per_study(validation_y, constant)
     difference = paired_bootstrap(validation_model, validation_constant, generator=generator)
     losses = [float(v.mean()) for v in (train_model, train_constant, validation_model, validation_constant)]
+    right = [accuracy(validation_y, validation_p), accuracy(validation_y, constant)]
     counts = [len(train_model), len(validation_model)]
-    return dict(zip(LOSS_COLUMNS, [str(model), *losses, *difference, *counts, float(seconds)], strict=True))
+    return dict(zip(LOSS_COLUMNS, [str(model), *losses, *difference, *right, *counts, float(seconds)], strict=True))
 
 
 def loss_table(rows: Iterable[Mapping]) -> pd.DataFrame:

@@ -1,21 +1,35 @@
-"""Run a notebook with parameters through papermill, after checking every name and type.
+"""Run notebooks with parameters through papermill, one or a grid of them, after checking every name and type.
 
 papermill itself accepts a misspelt parameter with a warning and runs the defaults, and YAML hands it
 `1e-4` as text. Here the notebook's own parameters cell, with its annotated literals, is the contract:
 
     data_dir: str = "../data/phantom"
     epochs: int = 6
+
+A grid's notebook declares `run_dir: str`, where it leaves `metrics.json` (one flat object) and whatever else it makes:
+
+    python -m cspine_utils.runs grid.yml --out DIR      run a grid; exit code 1 if a run failed
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
 import difflib
+import hashlib
+import itertools
+import json
 import os
+import re
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import papermill
+import yaml
 from papermill.exceptions import PapermillExecutionError
 
 from cspine_utils.errors import CSpineError, ParameterError
@@ -123,9 +137,219 @@ def run_notebook(notebook, out, parameters: dict | None = None) -> None:
     os.replace(partial, out)
 
 
+def run_grid(
+    notebook,
+    grid: Mapping[str, Sequence] | Sequence[Mapping],
+    out,
+    *,
+    common: Mapping | None = None,
+    inputs: str = "",
+    rerun_changed: bool = False,
+    say: Callable[[str], None] = print,
+) -> pd.DataFrame:
+    """Run a notebook once for every row of a grid; a failed run is listed and the others go on.
+
+    Parameters
+    ----------
+    notebook : path; its parameters cell declares `run_dir: str`, and it leaves `metrics.json` there
+    grid : rows of parameters, or name -> values for all combinations
+    out : folder; each run gets one of its own with the executed notebook, `run.json`, and what the notebook makes
+    common : parameters that are the same in all runs
+    inputs : a fingerprint of the data; runs with another one are made again
+    rerun_changed : also make runs again that another version of the package made (otherwise they are kept and named)
+    say : where a line a run goes
+
+    A finished run is one whose `run.json` says so, with the same notebook, parameters and inputs; it is not made
+    again. One that was killed or failed is made again in the same folder, where the notebook may find what it left.
+
+    Returns
+    -------
+    DataFrame, index run, columns status ("made", "kept", "failed"), reason, seconds
+
+    Raises
+    ------
+    ParameterError : before anything runs, for an unknown name, a wrong type, or two equal rows
+    """
+    notebook, out = Path(notebook).resolve(), Path(out).resolve()
+    rows = {_run_name(row): dict(common or {}) | row for row in _checked_rows(notebook, grid, dict(common or {}))}
+    code, package = _notebook_code(notebook), package_code()
+    report = {}
+    for number, (name, parameters) in enumerate(rows.items(), start=1):
+        identity = {"notebook": notebook.name, "code": code, "parameters": parameters, "inputs": inputs}
+        known = _read_json(out / name / "run.json") or {}
+        started = time.perf_counter()
+        whole = known.get("status") == "finished" and _read_json(out / name / "metrics.json") is not None
+        if whole and all(known.get(key) == value for key, value in identity.items()):
+            same = known.get("package") == package
+            if same or not rerun_changed:
+                status, reason = "kept", "" if same else "made by another version of the package"
+                report[name] = (status, reason, known["seconds"])
+                say(f"[{number}/{len(rows)}] {name}: {status}{' (' + reason + ')' if reason else ''}")
+                continue
+        record = identity | {"package": package, "order": number}
+        _write_json(out / name / "run.json", record | {"status": "started", "reason": "", "seconds": None})
+        reason = _run_one(notebook, out / name, parameters)
+        seconds = time.perf_counter() - started
+        final = {"status": "failed" if reason else "finished", "reason": reason, "seconds": seconds}
+        _write_json(out / name / "run.json", record | final)
+        report[name] = ("failed" if reason else "made", reason, seconds)
+        say(f"[{number}/{len(rows)}] {name}: {f'FAILED: {reason}' if reason else f'{seconds:.0f} s'}")
+    table = pd.DataFrame.from_dict(report, orient="index", columns=["status", "reason", "seconds"])
+    table.index.name = "run"
+    return table
+
+
+def collect(out) -> pd.DataFrame:
+    """Every run of a grid's folder, one row each, in the order in which the grid named them.
+
+    Columns: run, status ("finished", "failed", "started" for one that was killed, "unreadable"), reason, the run's
+    parameters, and what its `metrics.json` holds (empty where it did not finish). A metric that has a parameter's
+    name is called `metrics.<name>`.
+
+    Raises ParameterError if the folder holds no run.
+    """
+    rows = []
+    for folder in sorted(path for path in Path(out).glob("*") if path.is_dir()):
+        record = _read_json(folder / "run.json")
+        if record is None or "status" not in record:
+            rows.append({"run": folder.name, "status": "unreadable", "reason": "run.json is missing or damaged"})
+            continue
+        measured = _read_json(folder / "metrics.json") if record["status"] == "finished" else {}
+        if measured is None:
+            record |= {"status": "unreadable", "reason": "metrics.json is missing or damaged"}
+        parameters = record["parameters"]
+        metrics = {f"metrics.{k}" if k in parameters else k: v for k, v in (measured or {}).items()}
+        first = {"run": folder.name, "status": record["status"], "reason": record["reason"]}
+        rows.append(first | parameters | metrics | {"order": record["order"]})
+    if not rows:
+        raise ParameterError(
+            out, found="no runs", expected="a folder that run_grid wrote", remedy="run the grid first."
+        )
+    table = pd.DataFrame(rows)
+    if "order" in table:
+        table = table.sort_values("order", kind="stable").drop(columns="order")
+    return table.reset_index(drop=True)
+
+
+def read_grid(path) -> dict:
+    """A grid file: `notebook` (beside the file's folder or absolute), `grid`, and optionally `common`.
+
+    Raises ParameterError for a file that is not such a YAML mapping.
+    """
+    path = Path(path).resolve()
+    try:
+        content = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        content = f"a file that cannot be read ({' '.join(str(error).split())})"
+    needed, allowed = {"notebook", "grid"}, {"notebook", "grid", "common"}
+    if not isinstance(content, dict) or not needed <= content.keys() <= allowed:
+        found = "the keys " + ", ".join(map(str, content)) if isinstance(content, dict) else str(content)[:200]
+        expected = "the keys notebook and grid, and perhaps common"
+        raise ParameterError(path, found=found, expected=expected, remedy="see notebooks/profiles/ for examples.")
+    return {**content, "notebook": path.parent / content["notebook"], "common": content.get("common") or {}}
+
+
+def package_code() -> str:
+    """A fingerprint of the package's source."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.rglob("*.py")):
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def _checked_rows(notebook: Path, grid, common: Mapping) -> list[dict]:
+    if isinstance(grid, Mapping):
+        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    declared = notebook_parameters(notebook)
+    if declared.get("run_dir", ("", ""))[0] != "str":
+        raise ParameterError(
+            notebook,
+            found="no parameter `run_dir: str`",
+            expected="one, for the folder in which the notebook leaves metrics.json",
+            remedy="add it to the parameters cell.",
+        )
+    rows, names = [], set()
+    for row in grid:
+        if "run_dir" in {**common, **row}:
+            remedy = "leave it out: each run gets a folder of its own."
+            raise ParameterError("run_grid(grid)", found="run_dir in a row", expected="parameters", remedy=remedy)
+        check_parameters(notebook, dict(common))
+        rows.append(check_parameters(notebook, dict(row)))
+        if _run_name(rows[-1]) in names:
+            found = f"two rows {rows[-1]}"
+            raise ParameterError("run_grid(grid)", found=found, expected="different rows", remedy="drop one of them.")
+        names.add(_run_name(rows[-1]))
+    return rows
+
+
+def _run_name(row: Mapping) -> str:
+    """Readable, and safe as a folder's name; the hash keeps apart what the readable part may not."""
+    digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:6]
+    words = [re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{key}={value}") for key, value in row.items()]
+    return "_".join([*words, digest])[-150:].lstrip("._-")
+
+
+def _run_one(notebook: Path, folder: Path, parameters: dict) -> str:
+    """Run the notebook in its folder; the reason why that failed, or ""."""
+    (folder / "metrics.json").unlink(missing_ok=True)  # of an earlier try
+    try:
+        run_notebook(notebook, folder / notebook.name, parameters | {"run_dir": str(folder)})
+    except CSpineError as error:
+        return str(error)
+    except Exception as error:  # a kernel that dies raises its own kinds of errors; the other runs go on
+        return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+    if not isinstance(_read_json(folder / "metrics.json"), dict):
+        return "the notebook ran but left no metrics.json with one flat object in run_dir"
+    return ""
+
+
+def _notebook_code(notebook: Path) -> str:
+    cells = nbformat.read(notebook, as_version=4).cells
+    source = json.dumps([cell.source for cell in cells if cell.cell_type == "code"])
+    return hashlib.sha256(source.encode()).hexdigest()[:16]
+
+
+def _read_json(path: Path):
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def _write_json(path: Path, content: dict) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(temporary, path)
+
+
 def _fits(value, kind: str) -> bool:
     if kind == "float":
         return isinstance(value, int | float) and not isinstance(value, bool)
     if kind == "int":
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, _TYPES[kind])
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m cspine_utils.runs", description=__doc__.splitlines()[0])
+    parser.add_argument("grid", help="a YAML file with the keys notebook, grid and perhaps common")
+    parser.add_argument("--out", required=True, help="folder for the runs")
+    parser.add_argument("--rerun-changed", action="store_true", help="make runs of other package versions again")
+    options = parser.parse_args(arguments)
+    try:
+        file = read_grid(options.grid)
+        report = run_grid(
+            file["notebook"], file["grid"], options.out, common=file["common"], rerun_changed=options.rerun_changed
+        )
+    except CSpineError as error:
+        print(f"runs: {error}", file=sys.stderr)
+        return 1
+    failed = report[report["status"] == "failed"]
+    print(f"{len(report) - len(failed)} of {len(report)} runs are finished in {options.out}")
+    return 1 if len(failed) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

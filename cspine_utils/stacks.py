@@ -27,6 +27,7 @@ from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
 from cspine_utils.dicom import read_series
 from cspine_utils.errors import CSpineError, StackError
 from cspine_utils.nifti import read_mask
+from cspine_utils.screening import split
 from cspine_utils.volume import Volume
 
 FRAMES = 105
@@ -158,16 +159,21 @@ def apply_window(hu, level: float, width: float):
     return ((hu - (level - width / 2)) / width).clip(0, 1)
 
 
+def scale_hu(hu, window: str = "bone"):
+    """HU of any shape -> windowed to 0 ... 1, then mean 0 and spread 1 by the course's constants."""
+    if window not in WINDOWS:
+        raise StackError("window", found=repr(window), expected=", ".join(WINDOWS), remedy="choose one of these.")
+    return _scaled(apply_window(hu, *WINDOWS[window]), SLICE_SCALE)
+
+
 def normalise(stack, window: str = "bone"):
     """What a network gets: HU windowed to 0 ... 1, labels 1-7 divided by 7 (others 0), both with mean 0 and spread 1.
 
     One fixed window and fixed constants for all studies: minimum-maximum scaling per slice would let a tooth
     filling decide the contrast of the bone beside it. Takes and gives `(f, 6, h, w)` (array or tensor).
     """
-    if window not in WINDOWS:
-        raise StackError("window", found=repr(window), expected=", ".join(WINDOWS), remedy="choose one of these.")
     out = stack.clone() if isinstance(stack, torch.Tensor) else stack.copy()
-    out[:, :-1] = _scaled(apply_window(stack[:, :-1], *WINDOWS[window]), SLICE_SCALE)
+    out[:, :-1] = scale_hu(stack[:, :-1], window)
     labels = stack[:, -1]
     out[:, -1] = _scaled(labels * (labels <= CERVICAL_IDS[-1]) / CERVICAL_IDS[-1], MASK_SCALE)
     return out
@@ -262,6 +268,29 @@ class StackDataset(torch.utils.data.Dataset):
         if self.blank_mask:
             stack[:, -1] = 0
         return torch.from_numpy(normalise(stack, self.window)), self.targets[index]
+
+
+def two_sets(dataset, store, *, size, validation_share: float, seed: int, progress: bool = False):
+    """Prepare every study with a label map, and split them: the same studies in every notebook of one seed.
+
+    Parameters
+    ----------
+    dataset : RsnaDataset
+    store, size, progress : see `prepare`
+    validation_share : share of the usable studies to judge by; at least two are taken
+    seed : of the split
+
+    Returns
+    -------
+    (train, validation, report) : two StackDatasets without a study in common; the table of `prepare`
+    """
+    report = prepare(dataset, dataset.studies, store, size=size, progress=progress)
+    usable = report.index[report["status"].isin(["made", "kept"])]
+    held_out = max(2, round(validation_share * len(usable)))
+    sizes = {"validation": held_out, "train": len(usable) - held_out}
+    parts = split(usable, dataset.labels, sizes=sizes, generator=np.random.default_rng(seed))
+    train, validation = (StackDataset(store, dataset.labels.loc[parts[name]]) for name in ("train", "validation"))
+    return train, validation, report
 
 
 def _prepare_one(dataset, study: str, out: Path, size, count: int) -> str:

@@ -2,7 +2,8 @@
 
 A dataset here is a torch Dataset of studies: `dataset[i]` is `(x, y)` with x float `(f, c, h, w)` and y float `(8,)`
 in the order of `anatomy.TARGETS`. The loss is binary cross-entropy on logits, mean over studies and targets: the
-plain BCE of `metrics`.
+plain BCE of `metrics`. With another `objective` the same loop trains other models: for `objectives.SEGMENTATION`,
+x is a patch of CT and y its labels.
 
 All randomness of epoch k (order of studies, dropout, whatever a dataset draws from torch) is seeded by base seed + k.
 So epoch k does not depend on how the process came there, and resuming needs no saved generator states.
@@ -31,14 +32,13 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from cspine_utils.anatomy import TARGETS
 from cspine_utils.checkpoints import Run, describe
 from cspine_utils.errors import ParameterError, TrainingError
+from cspine_utils.objectives import CLASSIFICATION, Objective
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,6 +81,7 @@ def fit(
     clip: float | None = 1.0,
     generator: torch.Generator,
     base_rates=None,
+    objective: Objective = CLASSIFICATION,
     progress: bool = True,
     patience: int | None = None,
     data_settings: Mapping | None = None,
@@ -100,6 +101,7 @@ def fit(
     weight_decay, clip : AdamW's decay; largest gradient norm, None for no limit
     generator : one number is drawn from it as the base seed. To resume, pass a generator in the same state again.
     base_rates : `(8,)`, given to `model.set_base_rates` before epoch 0
+    objective : what the model is trained for; `base_rates` belong to classification alone
     progress : show a plain text bar on stdout
     patience : stop after so many epochs without a new lowest validation loss; None never stops early
     data_settings : whatever else must be equal for a run to be resumed (say, the fold), as JSON values. Of the data,
@@ -126,6 +128,7 @@ def fit(
         "clip": clip,
         "patience": patience,
         "seed": int(torch.randint(2**53, (), generator=generator)),  # 53 bits survive JSON in every reader
+        "objective": objective.name,
         "base_rates": None if base_rates is None else [float(rate) for rate in base_rates],
         "train_studies": _count(train, "fit(train)"),
         "validation_studies": _count(validation, "fit(validation)"),
@@ -144,12 +147,12 @@ def fit(
             torch.manual_seed(run.settings["seed"] + epoch)
             rate = learning_rate * gamma ** (epoch - 1) if epoch else 0.0
             if epoch:
-                train_loss = _train_epoch(model, run.optimizer, train, batch_size, rate, clip, epoch, bar)
+                train_loss = _train_epoch(model, run.optimizer, train, objective, batch_size, rate, clip, epoch, bar)
             else:
                 if base_rates is not None:
                     _set_base_rates(model, base_rates)
-                train_loss = mean_loss(model, train, batch_size)
-            validation_loss = mean_loss(model, validation, batch_size)
+                train_loss = mean_loss(model, train, batch_size, objective)
+            validation_loss = mean_loss(model, validation, batch_size, objective)
             bar.set_postfix(epoch=epoch, validation=f"{validation_loss:.4f}")
             run.record(
                 epoch=epoch,
@@ -158,7 +161,7 @@ def fit(
                 learning_rate=rate,
                 seconds=time.perf_counter() - start,
             )
-        run.go_to_best(lambda: mean_loss(model, train, batch_size))
+        run.go_to_best(lambda: mean_loss(model, train, batch_size, objective))
     return TrainingResult(
         history=pd.DataFrame(run.history),
         best_epoch=run.best["epoch"],
@@ -175,25 +178,25 @@ def predict(model: nn.Module, dataset: Dataset, batch_size: int = 2) -> tuple[np
 
     The model is run in eval mode and left in the mode it was in.
     """
-    y, logits = _evaluate(model, dataset, batch_size)
-    return y.numpy(), torch.sigmoid(logits).numpy()
+    y, logits = zip(*_answers(model, dataset, batch_size, CLASSIFICATION), strict=True)
+    return torch.cat(y).numpy(), torch.sigmoid(torch.cat(logits)).numpy()
 
 
-def mean_loss(model: nn.Module, dataset: Dataset, batch_size: int = 2) -> float:
-    """Binary cross-entropy in eval mode, mean over studies and targets, in nats."""
-    y, logits = _evaluate(model, dataset, batch_size)
-    return float(F.binary_cross_entropy_with_logits(logits, y))
+def mean_loss(model: nn.Module, dataset: Dataset, batch_size: int = 2, objective: Objective = CLASSIFICATION) -> float:
+    """The objective's loss in eval mode, mean over the dataset; for classification binary cross-entropy, in nats."""
+    losses = ((float(objective.loss(z, y)), len(y)) for y, z in _answers(model, dataset, batch_size, objective))
+    return sum(loss * count for loss, count in losses) / len(dataset)
 
 
-def _train_epoch(model, optimizer, train, batch_size, rate, clip, epoch, bar) -> float:
+def _train_epoch(model, optimizer, train, objective, batch_size, rate, clip, epoch, bar) -> float:
     """One pass over the studies in random order; returns the mean of the losses met on the way."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     model.train()
     total = 0.0
     order = torch.randperm(len(train)).tolist()
-    for where, x, y in _batches(train, order, batch_size, _device(model), f"epoch {epoch}"):
-        loss = F.binary_cross_entropy_with_logits(_logits(model, x, y, where), y)
+    for where, x, y in _batches(train, order, batch_size, _device(model), f"epoch {epoch}", objective):
+        loss = objective.loss(_logits(model, x, y, where, objective), y)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         if clip is not None:
@@ -205,21 +208,21 @@ def _train_epoch(model, optimizer, train, batch_size, rate, clip, epoch, bar) ->
 
 
 @torch.no_grad()
-def _evaluate(model: nn.Module, dataset: Dataset, batch_size: int) -> tuple[Tensor, Tensor]:
-    """Labels and logits in eval mode, each float64 `(n, 8)` on the CPU."""
+def _answers(model: nn.Module, dataset: Dataset, batch_size: int, objective: Objective) -> Iterator[tuple]:
+    """Batch by batch, in eval mode: (targets, logits in float64), on the CPU."""
     _count(dataset, "predict(dataset)")
     was_training = model.training
     model.eval()
-    labels, logits = [], []
-    for where, x, y in _batches(dataset, range(len(dataset)), batch_size, _device(model), "evaluation"):
-        logits.append(_logits(model, x, y, where).double().cpu())
-        labels.append(y.double().cpu())
+    for where, x, y in _batches(dataset, range(len(dataset)), batch_size, _device(model), "evaluation", objective):
+        logits = _logits(model, x, y, where, objective)
+        yield (y.double() if y.is_floating_point() else y).cpu(), logits.double().cpu()
     model.train(was_training)
-    return torch.cat(labels), torch.cat(logits)
 
 
-def _batches(dataset: Dataset, order, batch_size: int, device, where: str) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Studies in the given order: a name for errors, x `(b, f, c, h, w)`, y `(b, 8)`.
+def _batches(
+    dataset: Dataset, order, batch_size: int, device, where: str, objective: Objective
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Studies in the given order: a name for errors, x `(b, f, c, h, w)`, y `(b, 8)` or what the objective takes.
 
     No DataLoader: a memory-mapped study is read far faster than a model steps over it, worker processes would make
     a dataset's random numbers depend on how many there are, and here an error can name the studies of its batch.
@@ -229,31 +232,20 @@ def _batches(dataset: Dataset, order, batch_size: int, device, where: str) -> It
         indices = list(order[step * batch_size : (step + 1) * batch_size])
         pairs = [dataset[i] for i in indices]
         x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _ in pairs])
-        y = torch.stack([_checked_target(y, i) for i, (_, y) in zip(indices, pairs, strict=True)])
+        y = torch.stack([objective.target(y, i) for i, (_, y) in zip(indices, pairs, strict=True)])
         yield f"{where}, batch {step + 1} of {steps} (dataset items {indices})", x.to(device), y.to(device)
 
 
-def _checked_target(y, index: int) -> Tensor:
-    y = torch.as_tensor(y, dtype=torch.float32)
-    if y.shape != (len(TARGETS),) or not ((y >= 0) & (y <= 1)).all():
-        raise TrainingError(
-            f"target of dataset[{index}]",
-            found=f"shape {tuple(y.shape)}, values {y.flatten()[:8].tolist()}",
-            expected=f"({len(TARGETS)},) numbers in [0, 1]: {', '.join(TARGETS)}",
-            remedy="let the dataset return one row of the label table in the order of anatomy.TARGETS",
-        )
-    return y
-
-
-def _logits(model: nn.Module, x: Tensor, y: Tensor, where: str) -> Tensor:
-    """The model's logits, if there is one finite number a study and target. Finite logits make a finite loss."""
+def _logits(model: nn.Module, x: Tensor, y: Tensor, where: str, objective: Objective) -> Tensor:
+    """The model's logits, if they are finite numbers of the wanted shape. Finite logits make a finite loss."""
     logits = model(x)
-    if logits.shape != y.shape:
+    wanted = objective.logits_shape(y)
+    if tuple(logits.shape) != wanted:
         raise TrainingError(
             where,
             found=f"logits of shape {tuple(logits.shape)}",
-            expected=f"{tuple(y.shape)}, one logit a study and target",
-            remedy=f"build the model with targets={len(TARGETS)}",
+            expected=f"{wanted}, as the targets have it",
+            remedy=objective.remedy,
         )
     if not torch.isfinite(logits).all():
         blame_input = not torch.isfinite(x).all()

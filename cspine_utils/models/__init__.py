@@ -5,7 +5,10 @@ Classifiers take a batch of study tensors `b f c h w` and give logits `(b, 8)` i
     model = models.create("cnn_lstm", preset="laptop", size=64)
     model.input_shape  # (105, 6, 64, 64)
 
-Adding one touches one file (a subclass of `base.StudyClassifier`) and one line of the table below.
+Segmenters give every voxel a class: `models.create_segmenter("unet2d")`.
+
+Adding a model touches one file (a subclass of `base.StudyClassifier` or `segmentation.Segmenter`) and one line of the
+tables below.
 """
 
 from __future__ import annotations
@@ -19,6 +22,7 @@ from cspine_utils.errors import ModelError
 # Before anything imports timm: beside a CPU build of torch it would fail on torchvision's missing operators.
 from cspine_utils.models import torchvision_ops as torchvision_ops
 from cspine_utils.models.base import StudyClassifier
+from cspine_utils.models.segmentation import Segmenter
 
 #: name -> (module, class)
 _CLASSIFIERS = {
@@ -27,7 +31,9 @@ _CLASSIFIERS = {
     "cnn_transformer": ("slice_models", "CNNTransformer"),
     "slice_cnn": ("slice_models", "SliceCNN"),
 }
+_SEGMENTERS = {"unet2d": ("segmentation", "UNet2D"), "unet3d": ("segmentation", "UNet3D")}
 NAMES: tuple[str, ...] = tuple(_CLASSIFIERS)
+SEGMENTERS: tuple[str, ...] = tuple(_SEGMENTERS)
 
 
 def create(name: str, *, preset: str = "laptop", **config) -> StudyClassifier:
@@ -43,12 +49,21 @@ def create(name: str, *, preset: str = "laptop", **config) -> StudyClassifier:
     ------
     ModelError : unknown name, preset or argument, or sizes that cannot be
     """
-    module, cls = _known("name", name, _CLASSIFIERS)
+    return _create("models.create", _CLASSIFIERS, name, preset, config)
+
+
+def create_segmenter(name: str, *, preset: str = "laptop", **config) -> Segmenter:
+    """A new segmenter, one of `SEGMENTERS`; parameters and errors as in `create`."""
+    return _create("models.create_segmenter", _SEGMENTERS, name, preset, config)
+
+
+def _create(caller: str, table: dict, name: str, preset: str, config: dict):
+    module, cls = _known(f"{caller}(name)", name, table)
     kind = getattr(importlib.import_module(f"cspine_utils.models.{module}"), cls)
-    arguments = _known("preset", preset, kind.PRESETS) | config
+    arguments = _known(f"{caller}(preset)", preset, kind.PRESETS) | config
     known = inspect.signature(kind).parameters
     for argument in config:
-        _known(f"argument of {cls}", argument, known)
+        _known(f"{caller}: argument of {cls}", argument, known)
     return kind(**arguments)
 
 
@@ -57,7 +72,7 @@ def _known(what: str, name, table):
         return table[name]
     close = difflib.get_close_matches(str(name), table, n=1)
     raise ModelError(
-        f"models.create({what})",
+        what,
         found=repr(name),
         expected="one of " + ", ".join(table),
         remedy=f"did you mean {close[0]!r}?" if close else "choose one of these.",
