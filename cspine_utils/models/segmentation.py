@@ -150,8 +150,8 @@ class UNet3D(Segmenter):
         self,
         *,
         channels: tuple[int, ...] = (12, 24, 48, 64),
-        spacing_mm: float = 2.0,
-        patch: tuple[int, int, int] = (64, 64, 64),
+        spacing_mm: float = 3.0,
+        patch: tuple[int, int, int] = (48, 32, 32),
     ):
         from monai.networks.nets import UNet  # here: MONAI takes seconds to import, and only this class needs it
 
@@ -162,7 +162,7 @@ class UNet3D(Segmenter):
             raise refused("UNet3D", "channels", found=repr(channels), expected=expected)
         strides = (2,) * _HALVINGS_3D
         self.net = UNet(
-            spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=channels, strides=strides, num_res_units=1
+            spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=channels, strides=strides, num_res_units=2
         )
 
     def forward(self, x: Tensor) -> Tensor:

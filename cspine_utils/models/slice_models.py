@@ -51,6 +51,7 @@ class Backbone(nn.Module):
 
     def __init__(self, *, name: str, channels: int, outputs: int = 0, weights=None):
         super().__init__()
+        self.name = name
         if not timm.is_model(name):
             close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
             raise refused("Backbone", "name", found=repr(name), expected=f"a network of timm: {close}")

@@ -53,6 +53,14 @@ class Block(nn.Module):
     Parameters as in `Attention`; `mlp_ratio` is the width of the small network's inner layer, in units of `dim`.
     """
 
+    STAGES = {
+        "attention_norm": "normalise each token",
+        "attention": "tokens look at each other",
+        "mlp_norm": "normalise each token",
+        "mlp": "each token by itself",
+    }
+    RESIDUALS = (("attention_norm", "attention"), ("mlp_norm", "mlp"))
+
     def __init__(self, *, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0):
         super().__init__()
         hidden = int(dim * mlp_ratio)
@@ -136,8 +144,8 @@ class ViT3D(StudyClassifier):
         self.embed = nn.Linear(frame_patch * patch * patch * channels, dim)
         self.position = nn.Parameter(0.02 * torch.randn(1, n, dim))
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.ModuleList(
-            Block(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth)
+        self.blocks = nn.Sequential(
+            *(Block(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth))
         )
         self.norm = nn.LayerNorm(dim)
         self.head = nn.Linear(dim, targets)
@@ -148,10 +156,7 @@ class ViT3D(StudyClassifier):
         """What the blocks make of each box: study tensors `(b, f, c, h, w)` -> `(b, n, e)`, not yet pooled."""
         self.check_input(x)
         x = self.embed(self.patchify(x))  # (b, n, e)
-        x = self.dropout(x + self.position)
-        for block in self.blocks:
-            x = block(x)
-        return x
+        return self.blocks(self.dropout(x + self.position))
 
     def forward(self, x: Tensor) -> Tensor:
         """Study tensors `(b, f, c, h, w)` -> logits `(b, targets)`."""
