@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cspine_utils.anatomy import CERVICAL_IDS
-from cspine_utils.errors import ModelError
+from cspine_utils.errors import MaskError, ModelError
 from cspine_utils.models.segmentation import Segmenter
 from cspine_utils.stacks import scale_hu
 from cspine_utils.volume import Volume
@@ -106,7 +106,12 @@ class PatchDataset(torch.utils.data.Dataset):
         # Moved by up to a quarter of the patch, so that the vertebra is not always in the very middle.
         sides = self._sides()
         shift = [int((u - 0.5) * n / 2) if n > 1 else 0 for u, n in zip(draw[5:8], sides, strict=True)]
-        start = [c + s - n // 2 for c, s, n in zip(centre, shift, sides, strict=True)]
+        start = [
+            # Inside the volume, or around it where the patch is larger: which level a bone is can only be counted
+            # from the skull, and when whole slices are labelled later the skull is in view.
+            min(max(c + s - n // 2, min(0, size - n)), max(0, size - n))
+            for c, s, n, size in zip(centre, shift, sides, shape, strict=True)
+        ]
         hu = _cut(case.hu, start, sides, fill=float(scale_hu(np.float32(_AIR_HU))), halo=self._halo())
         labels = _cut(case.labels, start, sides, fill=0)
         return self._channels(hu), labels.squeeze(_AXIS[self.plane]) if self.plane else labels
@@ -140,6 +145,36 @@ def _cut(array: Tensor, start, sides, *, fill, halo=(0, 0, 0)) -> Tensor:
         target.append(slice(low - first, high - first))
     out[tuple(target)] = array[tuple(source)]
     return out
+
+
+def lay_over(other: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The mask of another neck, moved and stretched so that its C1-C7 fill the same box as those of `mask`.
+
+    What one gets by knowing where the spine is, and nothing of this neck: the comparison that a segmenter must beat.
+
+    Parameters
+    ----------
+    other, mask : uint8 `(d, h, w)`, each with at least one voxel of C1-C7
+
+    Returns
+    -------
+    uint8 of the shape of `mask`, labels 0-7
+    """
+    boxes = [_cervical_box(labels) for labels in (other, mask)]
+    source = other[boxes[0]]
+    source = np.where(np.isin(source, CERVICAL_IDS), source, 0).astype(np.float32)
+    shape = [axis.stop - axis.start for axis in boxes[1]]
+    stretched = F.interpolate(torch.from_numpy(source)[None, None], size=shape, mode="nearest-exact")[0, 0]
+    out = np.zeros(mask.shape, dtype=np.uint8)
+    out[boxes[1]] = stretched.numpy()
+    return out
+
+
+def _cervical_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
+    inside = np.argwhere(np.isin(mask, CERVICAL_IDS))
+    if len(inside) == 0:
+        raise MaskError("mask", found="no label from C1 to C7", expected="some", remedy="choose another neck.")
+    return tuple(slice(low, high + 1) for low, high in zip(inside.min(axis=0), inside.max(axis=0), strict=True))
 
 
 @torch.no_grad()

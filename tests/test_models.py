@@ -273,7 +273,7 @@ def test_operators_are_declared_only_where_they_are_missing():
     """A process that has the two operators already: a second declaration of the same schema would be an error."""
     has = "lib = torch.library.Library('torchvision', 'DEF'); "
     has += "[lib.define(f'{n}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor') for n in ('nms', 'qnms')]; "
-    tell = "from cspine_utils.models import torchvision_ops; print(torchvision_ops.DECLARED is None)"
+    tell = "from cspine_utils.models import timm_import; print(timm_import.DECLARED is None)"
     assert fresh("import torch; " + has + tell).stdout.split() == ["True"]
     # Where torchvision's own operators do not load, and only there, the declaration is what makes the import work.
     alone = fresh("import torchvision")

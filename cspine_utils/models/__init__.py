@@ -20,7 +20,7 @@ import inspect
 from cspine_utils.errors import ModelError
 
 # Before anything imports timm: beside a CPU build of torch it would fail on torchvision's missing operators.
-from cspine_utils.models import torchvision_ops as torchvision_ops
+from cspine_utils.models import timm_import as timm_import
 from cspine_utils.models.base import StudyClassifier
 from cspine_utils.models.segmentation import Segmenter
 

@@ -22,7 +22,7 @@ from cspine_utils.models.base import check_counts, refused
 from cspine_utils.objectives import CLASSES
 
 #: Grids of a U-Net must be halved this many times.
-_HALVINGS_2D, _HALVINGS_3D = 5, 3
+_HALVINGS_2D, _HALVINGS_3D = 5, 4
 
 
 class Segmenter(nn.Module):
@@ -135,13 +135,13 @@ class UNet3D(Segmenter):
 
     Parameters
     ----------
-    channels : of the four depths, fine to coarse
-    spacing_mm, patch : see `Segmenter`; sides of the patch are multiples of 8
+    channels : of the five depths, fine to coarse
+    spacing_mm, patch : see `Segmenter`; sides of the patch are multiples of 16
     """
 
     PRESETS = {
         "laptop": {},
-        "gpu": {"channels": (32, 64, 128, 256), "spacing_mm": 1.0, "patch": (128, 128, 128)},
+        "gpu": {"channels": (32, 64, 128, 256, 320), "spacing_mm": 1.0, "patch": (128, 128, 128)},
     }
     STAGES = {"net": "3D U-Net: down, up, and across"}
     encoder = "3D convolutions"
@@ -149,7 +149,7 @@ class UNet3D(Segmenter):
     def __init__(
         self,
         *,
-        channels: tuple[int, ...] = (12, 24, 48, 64),
+        channels: tuple[int, ...] = (12, 24, 48, 64, 96),
         spacing_mm: float = 3.0,
         patch: tuple[int, int, int] = (48, 32, 32),
     ):
@@ -163,8 +163,8 @@ class UNet3D(Segmenter):
         strides = (2,) * _HALVINGS_3D
         self.net = UNet(
             spatial_dims=3, in_channels=1, out_channels=CLASSES, channels=channels, strides=strides, num_res_units=2
-        )
+        ).to(memory_format=torch.channels_last_3d)
 
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
-        return self.net(x)
+        return self.net(x.contiguous(memory_format=torch.channels_last_3d))

@@ -1,14 +1,19 @@
-"""Make `import torchvision` work beside a torch build whose compiled operators it does not match.
+"""What must happen before timm is imported, so that it works beside a CPU build of torch, and quietly in a notebook.
 
 timm and segmentation-models-pytorch import torchvision. Package registries carry torchvision for CUDA builds of
 torch; beside a CPU build of torch its compiled operators do not load, and the import then stops with "operator
 torchvision::nms does not exist", because it describes two operators that nobody declared. Declaring their schemas is
 enough: nothing in this course calls them. Where the operators do load, nothing is declared here.
+
+timm also imports tqdm's notebook bar, which warns on stderr where ipywidgets is missing. This course uses plain bars.
 """
 
 from __future__ import annotations
 
+import warnings
+
 import torch
+from tqdm import TqdmWarning
 
 _SCHEMAS = ("nms", "qnms")
 
@@ -29,5 +34,9 @@ def import_torchvision() -> torch.library.Library | None:
 
     return declared
 
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", TqdmWarning)
+    import tqdm.auto  # noqa: F401
 
 DECLARED = import_torchvision()
