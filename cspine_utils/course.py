@@ -3,6 +3,7 @@
     python -m cspine_utils.course [--data DIR]      what `make course` calls
     python -m cspine_utils.course --cohort-only     only the synthetic cohort
     python -m cspine_utils.course --in-place        for authors: keep the outputs in notebooks/
+    python -m cspine_utils.course --grid FILE       a grid of runs on the same data, what `make ablations` calls
 
 Without --data the synthetic cohort is used and figures go to figures/. With another folder everything
 made from it, figures included, stays under data/runs/, which git ignores: nothing made from licensed
@@ -23,7 +24,7 @@ import pandas as pd
 
 from cspine_utils.errors import CSpineError, DatasetError
 from cspine_utils.rsna import RsnaDataset
-from cspine_utils.runs import notebook_parameters, run_notebook
+from cspine_utils.runs import collect, notebook_parameters, read_grid, run_grid, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOM = ROOT / "data" / "phantom"
@@ -38,10 +39,13 @@ def main(arguments=None) -> int:
     parser.add_argument("--data", default=str(PHANTOM), help="a folder in RSNA-2022 form (default: the phantom)")
     parser.add_argument("--cohort-only", action="store_true", help="make the synthetic cohort and stop")
     parser.add_argument("--in-place", action="store_true", help="write the outputs into notebooks/ (for authors)")
+    parser.add_argument("--grid", help="a grid file, e.g. notebooks/profiles/ablation.yml: run it and print its table")
     options = parser.parse_args(arguments)
     data = (ROOT / options.data).resolve()
     try:
         make_cohort(data)
+        if options.grid:
+            return run_profile(data, ROOT / options.grid)
         if not options.cohort_only:
             run_course(data, in_place=options.in_place)
     except CSpineError as error:
@@ -97,6 +101,23 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
             )
         )
     _print_result(work, figures)
+
+
+def run_profile(data: Path, profile: Path) -> int:
+    """Run a grid on the data, in a folder of its own; print its table; 1 if a run failed, else 0."""
+    _check_enough(RsnaDataset(data))
+    work, _ = folders(data)
+    out = work / "grids" / profile.stem
+    file = read_grid(profile)
+    common = {"data_dir": str(data), "store_dir": str(work)} | file["common"]
+    report = run_grid(
+        file["notebook"], file["grid"], out, common=common, inputs=_data_state(RsnaDataset(data)), rerun_changed=True
+    )
+    table = collect(out)
+    columns = [c for c in table.columns if c not in ("data_dir", "store_dir", "notebook")]
+    print(f"\n{table[columns].set_index('run').T.to_string(float_format=lambda v: f'{v:.4g}')}")
+    print(f"\nRuns: {_shown(out)}")
+    return int((report["status"] == "failed").any())
 
 
 def _check_enough(dataset: RsnaDataset) -> None:
@@ -207,15 +228,15 @@ def _print_result(work: Path, figures: Path) -> None:
     _print_failed(work / "studies.csv")
     tables = sorted(work.glob("*/loss_table.csv"))
     for path in tables:
-        print()
-        print(pd.read_csv(path).to_string(index=False, float_format=lambda v: f"{v:.3f}"))
-        print("Loss: mean binary cross-entropy over the eight targets. The constant knows only how often each target")
+        table = pd.read_csv(path).set_index("model").T
+        print(f"\n{path.parent.name}\n{table.to_string(float_format=lambda v: f'{v:.3f}')}")
+    if tables:
+        print("\nLoss: mean binary cross-entropy over the eight targets. The constant knows only how often each target")
         print(
-            "occurs in the training studies. A model has learned something that carries over if the whole interval of"
+            "occurs in the training studies; the majority answers what is more frequent. A model has learned something"
         )
-        print(
-            "the difference (validation loss minus constant) lies below zero; one loss below the constant is no proof."
-        )
+        print("that carries over if the whole interval of the difference (validation loss minus constant) lies below")
+        print("zero; one loss below the constant is no proof.")
     print()
     print(f"Figures: {_shown(figures)}   executed notebooks: {_shown(work / 'notebooks')}   tables: {_shown(work)}")
     print("Next: `make lab` opens the notebooks; README.md says how to name the real RSNA-2022 folder.")

@@ -15,6 +15,7 @@ import seaborn as sns
 from matplotlib.colors import LightSource, ListedColormap, to_rgb
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
 
 from cspine_utils.anatomy import CERVICAL_IDS, LABEL_NAMES, LEVELS, TARGETS
 from cspine_utils.errors import ParameterError
@@ -255,6 +256,7 @@ def loss_curves(histories: dict, *, train_constant: float, validation_constant: 
     for constant, style, name in ((train_constant, "-.", "training"), (validation_constant, ":", "validation")):
         label = f"base-rate constant, {name} ({constant:.3f})"
         ax.axhline(constant, color="black", linewidth=1.2, linestyle=style, label=label)
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     ax.set_xlabel("epoch (0 = before training)")
     ax.set_ylabel("mean binary cross-entropy (nats)")
     ax.set_title(title, fontsize=11)

@@ -22,6 +22,10 @@ def test_the_course_is_complete():
         "04_six_channel_stacks",
         "05_vit3d_from_scratch",
         "06_training_and_loss_curves",
+        "07_slice_models",
+        "08_segmentation",
+        "09_comparison_and_ablation",
+        "experiment",
     ]
 
 
