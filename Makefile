@@ -41,7 +41,7 @@ lint: $(READY) ## ruff: errors, imports, formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 unit: $(READY) ## unit tests
-	$(BIN)/python -m pytest tests
+	$(BIN)/python -m pytest tests -n 2 --dist loadfile
 
 notebooks-test: $(READY) ## run every notebook again and compare it with its stored outputs
 	@$(BIN)/python -m cspine_utils.course --cohort-only
@@ -53,7 +53,7 @@ notebooks-test: $(READY) ## run every notebook again and compare it with its sto
 ablations: $(READY) ## the students' ablation, three rows; finished runs are kept, DATA=... as for course
 	@$(BIN)/python -m cspine_utils.course --data "$(DATA)" --grid notebooks/profiles/ablation.yml
 
-canaries: $(READY) ## break the code on purpose and see the tests notice (four minutes)
+canaries: $(READY) ## break the code on purpose and see the tests notice (eight minutes)
 	@$(BIN)/python tests/canaries.py
 
 lab: $(READY) ## open JupyterLab on the notebooks (token on, this machine only)

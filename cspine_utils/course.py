@@ -74,7 +74,8 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
     _check_enough(dataset)
     work, figures = folders(data)
     data_state = _data_state(dataset)
-    notebooks = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+    # experiment.ipynb is no chapter: notebook 09 runs it. Its own stored outputs are for authors to renew.
+    notebooks = sorted((ROOT / "notebooks").glob("*.ipynb" if in_place else "[0-9][0-9]_*.ipynb"))
     for number, notebook in enumerate(notebooks, start=1):
         parameters = _parameters(notebook, data, work, figures)
         line = f"[{number}/{len(notebooks)}] {notebook.stem:<32}"
@@ -90,7 +91,7 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
         run_notebook(notebook, out, {} if in_place else parameters)
         seconds = time.perf_counter() - started
         made = {p: state for p, state in _products(work, figures).items() if before.get(p) != state}
-        print(f" {seconds:5.0f} s   made {_summary(made) or 'no files'}", flush=True)
+        print(f" {seconds:5.0f} s   made {_summary(made, work) or 'no files'}", flush=True)
         if in_place:
             _drop_run_metadata(notebook)
             continue
@@ -186,11 +187,17 @@ def _state(path: Path) -> list[int]:
     return [path.stat().st_size, path.stat().st_mtime_ns]
 
 
-def _summary(made) -> str:
-    """`figures/a.png, stacks/ (36 files)`: single files by name, many of a folder as a count."""
+def _summary(made, work: Path) -> str:
+    """`figures/a.png, stacks/ (36 files)`: single files by name, many of a folder as a count.
+
+    Below `work`, what lies deeper than two folders is counted there: a grid of runs is one entry.
+    """
     folders: dict[Path, list[str]] = {}
     for path in made:
-        folders.setdefault(path.parent, []).append(path.name)
+        folder = path.parent
+        if folder.is_relative_to(work):
+            folder = work.joinpath(*folder.relative_to(work).parts[:2])
+        folders.setdefault(folder, []).append(path.name)
     parts = []
     for folder, names in folders.items():
         if len(names) > 3 and folder.name != "figures":

@@ -1,4 +1,4 @@
-"""Break the code on purpose and see the tests notice: `make canaries` (about four minutes).
+"""Break the code on purpose and see the tests notice: `make canaries` (about eight minutes).
 
 Each line of `CANARIES` is a mistake that somebody has made or could make. It is put into a copy of the
 repository; the tests named beside it must then fail. A canary that stays green means that a test tests
@@ -156,6 +156,76 @@ CANARIES = [
         '"execution_count": 2,',
         '"execution_count": null,',
         "test_notebooks.py",
+    ),
+    Canary(
+        "a 2D network that never sees the mask",
+        "cspine_utils/models/slice_models.py",
+        "features = self.net(frames)",
+        "features = self.net(frames * (torch.arange(6) < 5).view(1, 6, 1, 1))",
+        "test_models.py",
+    ),
+    Canary(
+        "the patient is the mean of its levels",
+        "cspine_utils/models/slice_models.py",
+        "softplus(logits).sum(dim=-1)",
+        "softplus(logits).mean(dim=-1)",
+        "test_models.py",
+    ),
+    Canary(
+        "weights of another network are taken in silence",
+        "cspine_utils/models/slice_models.py",
+        '({len(left)} such layers)" if left else None',
+        '({len(left)} such layers)" if False else None',
+        "test_models.py",
+    ),
+    Canary(
+        "an LSTM whose two directions have changed places",
+        "cspine_utils/models/slice_models.py",
+        "return self.mixer(x)[0]",
+        "return self.mixer(x.flip(1))[0].flip(1)",
+        "test_models.py",
+    ),
+    Canary(
+        "neighbours of a patch in the wrong order",
+        "cspine_utils/segment.py",
+        "hu.movedim(_AXIS[self.plane], 0)",
+        "hu.movedim(_AXIS[self.plane], 0).flip(0)",
+        "test_segment.py",
+    ),
+    Canary(
+        "a predicted mask comes back one slice too low",
+        "cspine_utils/segment.py",
+        "mask[index] = fine",
+        "mask[min(index + 1, depth - 1)] = fine",
+        "test_segment.py",
+    ),
+    Canary(
+        "Dice divides by one mask only",
+        "cspine_utils/metrics.py",
+        "total = np.count_nonzero(a) + np.count_nonzero(b)",
+        "total = 2 * np.count_nonzero(a)",
+        "test_segment.py",
+    ),
+    Canary(
+        "one failed run stops a grid",
+        "cspine_utils/runs.py",
+        "    except CSpineError as error:\n        return str(error)",
+        "    except KeyError as error:\n        return str(error)",
+        "test_runs.py",
+    ),
+    Canary(
+        "a grid starts before its last row is checked",
+        "cspine_utils/runs.py",
+        "rows.append(check_parameters(notebook, dict(row)))",
+        "rows.append(dict(row))",
+        "test_runs.py",
+    ),
+    Canary(
+        "a drawing with shapes of another run",
+        "cspine_utils/diagrams.py",
+        "tuple(tuple(t.shape[1:])",
+        "tuple(tuple(t.shape[:-1])",
+        "test_diagrams.py",
     ),
     Canary("the map forgets a room", "README.md", "| `demo` |", "| demo |", "test_rooms.py"),
 ]

@@ -120,3 +120,37 @@ def test_too_few_label_maps_are_said_before_anything_runs(repository, rsna_folde
     next((rsna_folder / "segmentations").iterdir()).unlink()
     code, out, err = run(capsys, rsna_folder)
     assert code == 1 and out == "" and "of 2 of 4 studies" in err and "at least 3" in err
+
+
+GRID_PARAMETERS = 'data_dir: str = "d"\nstore_dir: str = "s"\nrun_dir: str = "r"\nrate: float = 0.5'
+GRID_CODE = "import json\nfrom pathlib import Path\nassert rate < 1\n"
+GRID_CODE += "(Path(run_dir) / 'metrics.json').write_text(json.dumps({'loss': rate / 4, 'data': data_dir}))"
+
+
+def test_a_grid_runs_on_the_data_and_tells_by_its_exit_code(repository, rsna_folder, capsys):
+    cells = [new_code_cell(GRID_PARAMETERS, metadata={"tags": ["parameters"]}), new_code_cell(GRID_CODE)]
+    kernel = {"kernelspec": {"name": "python3", "display_name": "p", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), repository / "notebooks" / "unit.ipynb")
+    profile = repository / "notebooks" / "profiles" / "small.yml"
+    profile.parent.mkdir()
+    profile.write_text("notebook: ../unit.ipynb\ngrid:\n  rate: [0.5, 0.25]\n")
+    arguments = ["--data", str(rsna_folder), "--grid", "notebooks/profiles/small.yml"]
+    assert course.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "0.125" in out and "0.0625" in out and str(rsna_folder) in out
+    work, _ = course.folders(rsna_folder)
+    assert len(list((work / "grids" / "small").glob("*/metrics.json"))) == 2
+    assert course.main(arguments) == 0 and capsys.readouterr().out.count(": kept") == 2
+    profile.write_text("notebook: ../unit.ipynb\ngrid:\n  rate: [0.5, 2.0]\n")
+    assert course.main(arguments) == 1
+    assert "FAILED" in capsys.readouterr().out
+    profile.write_text("notebook: ../unit.ipynb\ngrid:\n  rte: [0.5]\n")
+    assert course.main(arguments) == 1
+    assert "did you mean 'rate'" in capsys.readouterr().err
+
+
+def test_a_grid_of_runs_is_one_entry_of_the_summary(tmp_path):
+    runs = [tmp_path / "09" / "grid" / f"run{i}" / "training" / name for i in range(3) for name in ("a.csv", "b.json")]
+    single = [tmp_path / "09" / "loss_table.csv", tmp_path / "figures" / "x.png"]
+    made = course._summary([*runs, *single], tmp_path)
+    assert made == "grid/ (6 files), 09/loss_table.csv, figures/x.png"

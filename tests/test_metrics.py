@@ -348,3 +348,22 @@ def test_nothing_warns():
         metrics.plain_bce(HAND_Y, np.round(HAND_P))
         metrics.competition_log_loss(HAND_Y, np.round(HAND_P))
         row()
+
+
+def test_accuracy_by_hand_and_beside_the_majority():
+    y = np.zeros((4, 8))
+    y[0, 6] = y[0, 7] = y[1, 7] = y[2, 7] = 1
+    p = np.full((4, 8), 0.2)
+    p[0, 6], p[1, 7], p[3, 2] = 0.9, 0.8, 0.7
+    wrong = 3  # two patients missed, one level invented
+    assert metrics.accuracy(y, p) == pytest.approx(1 - wrong / 32)
+    assert metrics.accuracy(y, np.full((4, 8), 0.5)) == pytest.approx(1 - y.sum() / 32), "a tie is a no"
+
+
+def test_the_row_holds_both_accuracies():
+    validation_y, validation_p = random_case(12, seed=2)
+    got = row()
+    train_y, _ = random_case(30, seed=1)
+    majority = (train_y.mean(axis=0) > 0.5).astype(float)
+    assert got["accuracy"] == pytest.approx(((validation_p > 0.5) == (validation_y == 1)).mean())
+    assert got["majority accuracy"] == pytest.approx((validation_y == majority).mean())

@@ -243,3 +243,17 @@ def test_one_bad_study_does_not_stop_the_cohort(rsna_folder, store):
     assert [p.stem for p in store.iterdir()] == [dataset.studies[1]], "nothing half-written is left"
     with pytest.raises(StackError, match=dataset.studies[0]):
         stacks.StackDataset(store, dataset.labels)
+
+
+def test_two_sets_hold_every_usable_study_once_and_depend_on_the_seed_alone(rsna_folder, tmp_path):
+    dataset = RsnaDataset(rsna_folder)
+    train, validation, report = stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=1)
+    usable = [study for study in dataset.studies if dataset.mask_path(study) is not None]
+    assert sorted(train.studies + validation.studies) == sorted(usable) and len(validation) == 2
+    assert (report["status"] == "made").sum() == len(usable) and (report["status"] == "skipped").sum() == 1
+    again, _, report = stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=1)
+    assert again.studies == train.studies and (report["status"] == "kept").sum() == len(usable)
+    others = {
+        tuple(stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=s)[0].studies) for s in range(8)
+    }
+    assert len(others) > 1
