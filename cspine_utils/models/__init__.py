@@ -16,13 +16,16 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from typing import TYPE_CHECKING
 
 from cspine_utils.errors import ModelError
 
 # Before anything imports timm: beside a CPU build of torch it would fail on torchvision's missing operators.
 from cspine_utils.models import timm_import as timm_import
 from cspine_utils.models.base import StudyClassifier
-from cspine_utils.models.segmentation import Segmenter
+
+if TYPE_CHECKING:  # the classifiers need no segmentation library, and importing one takes time
+    from cspine_utils.models.segmentation import Segmenter
 
 #: name -> (module, class)
 _CLASSIFIERS = {
@@ -42,7 +45,7 @@ def create(name: str, *, preset: str = "laptop", **config) -> StudyClassifier:
     Parameters
     ----------
     name : one of `NAMES`
-    preset : "laptop" (seconds a study-epoch on two CPU cores) or "gpu" (the size of the published solutions)
+    preset : "laptop" (a study takes a fraction of a second on two CPU cores) or "gpu" (the size of the published solutions)
     config : arguments of the class that replace the preset's, e.g. size=64, backbone="tf_efficientnetv2_l"
 
     Raises
