@@ -45,7 +45,7 @@ def create(name: str, *, preset: str = "laptop", **config) -> StudyClassifier:
     Parameters
     ----------
     name : one of `NAMES`
-    preset : "laptop" (a study takes a fraction of a second on two CPU cores) or "gpu" (the size of the published solutions)
+    preset : "laptop" (a study takes a fraction of a second on a CPU) or "gpu" (the size of the published solutions)
     config : arguments of the class that replace the preset's, e.g. size=64, backbone="tf_efficientnetv2_l"
 
     Raises
