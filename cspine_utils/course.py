@@ -114,7 +114,7 @@ def run_profile(data: Path, profile: Path) -> int:
     report = run_grid(
         file["notebook"], file["grid"], out, common=common, inputs=_data_state(RsnaDataset(data)), rerun_changed=True
     )
-    table = collect(out)
+    table = collect(out, report.index)
     columns = [c for c in table.columns if c not in ("data_dir", "store_dir", "notebook")]
     print(f"\n{table[columns].set_index('run').T.to_string(float_format=lambda v: f'{v:.4g}')}")
     print(f"\nRuns: {_shown(out)}")

@@ -21,6 +21,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -161,6 +162,7 @@ def run_grid(
 
     A finished run is one whose `run.json` says so, with the same notebook, parameters and inputs; it is not made
     again. One that was killed or failed is made again in the same folder, where the notebook may find what it left.
+    If anything else has changed, the old folder is emptied first: what other code or data left is never taken up.
 
     Returns
     -------
@@ -171,7 +173,8 @@ def run_grid(
     ParameterError : before anything runs, for an unknown name, a wrong type, or two equal rows
     """
     notebook, out = Path(notebook).resolve(), Path(out).resolve()
-    rows = {_run_name(row): dict(common or {}) | row for row in _checked_rows(notebook, grid, dict(common or {}))}
+    common = dict(common or {})
+    rows = {_run_name(row): common | row for row in _checked_rows(notebook, grid, common)}
     code, package = _notebook_code(notebook), package_code()
     report = {}
     for number, (name, parameters) in enumerate(rows.items(), start=1):
@@ -186,7 +189,10 @@ def run_grid(
                 report[name] = (status, reason, known["seconds"])
                 say(f"[{number}/{len(rows)}] {name}: {status}{' (' + reason + ')' if reason else ''}")
                 continue
-        record = identity | {"package": package, "order": number}
+        record = identity | {"package": package}
+        if any(known.get(key) != value for key, value in record.items()):
+            shutil.rmtree(out / name, ignore_errors=True)
+        record |= {"order": number}
         _write_json(out / name / "run.json", record | {"status": "started", "reason": "", "seconds": None})
         reason = _run_one(notebook, out / name, parameters)
         seconds = time.perf_counter() - started
@@ -199,8 +205,10 @@ def run_grid(
     return table
 
 
-def collect(out) -> pd.DataFrame:
-    """Every run of a grid's folder, one row each, in the order in which the grid named them.
+def collect(out, names=None) -> pd.DataFrame:
+    """Every run that a folder holds, or those with these names, in the order in which their grid named them.
+
+    A folder may hold runs of earlier grids, too; the index of `run_grid`'s report names those of the last one.
 
     Columns: run, status ("finished", "failed", "started" for one that was killed, "unreadable"), reason, the run's
     parameters, and what its `metrics.json` holds (empty where it did not finish). A metric that has a parameter's
@@ -209,9 +217,10 @@ def collect(out) -> pd.DataFrame:
     Raises ParameterError if the folder holds no run.
     """
     rows = []
-    for folder in sorted(path for path in Path(out).glob("*") if path.is_dir()):
+    wanted = None if names is None else set(names)
+    for folder in sorted(p for p in Path(out).glob("*") if p.is_dir() and (wanted is None or p.name in wanted)):
         record = _read_json(folder / "run.json")
-        if record is None or "status" not in record:
+        if record is None or not {"status", "reason", "parameters", "order"} <= record.keys():
             rows.append({"run": folder.name, "status": "unreadable", "reason": "run.json is missing or damaged"})
             continue
         measured = _read_json(folder / "metrics.json") if record["status"] == "finished" else {}
@@ -242,11 +251,16 @@ def read_grid(path) -> dict:
     except (OSError, yaml.YAMLError) as error:
         content = f"a file that cannot be read ({' '.join(str(error).split())})"
     needed, allowed = {"notebook", "grid"}, {"notebook", "grid", "common"}
-    if not isinstance(content, dict) or not needed <= content.keys() <= allowed:
+    if not isinstance(content, dict) or not needed <= content.keys() <= allowed or not _types_fit(content):
         found = "the keys " + ", ".join(map(str, content)) if isinstance(content, dict) else str(content)[:200]
-        expected = "the keys notebook and grid, and perhaps common"
+        expected = "the keys notebook and grid, and perhaps common: a path, rows or lists of values, parameters"
         raise ParameterError(path, found=found, expected=expected, remedy="see notebooks/profiles/ for examples.")
     return {**content, "notebook": path.parent / content["notebook"], "common": content.get("common") or {}}
+
+
+def _types_fit(content: dict) -> bool:
+    common = content.get("common")
+    return isinstance(content["notebook"], str) and (common is None or isinstance(common, dict))
 
 
 def package_code() -> str:
@@ -257,9 +271,9 @@ def package_code() -> str:
     return digest.hexdigest()[:16]
 
 
-def _checked_rows(notebook: Path, grid, common: Mapping) -> list[dict]:
-    if isinstance(grid, Mapping):
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+def _checked_rows(notebook: Path, grid, common: dict) -> list[dict]:
+    if not notebook.is_file():
+        raise ParameterError(notebook, found="no such file", expected="a notebook", remedy="check the path.")
     declared = notebook_parameters(notebook)
     if declared.get("run_dir", ("", ""))[0] != "str":
         raise ParameterError(
@@ -268,24 +282,43 @@ def _checked_rows(notebook: Path, grid, common: Mapping) -> list[dict]:
             expected="one, for the folder in which the notebook leaves metrics.json",
             remedy="add it to the parameters cell.",
         )
-    rows, names = [], set()
-    for row in grid:
+    check_parameters(notebook, common)
+    defaults = {name: default for name, (_, default) in declared.items()}
+    rows, seen = [], {}
+    for row in _rows(grid):
         if "run_dir" in {**common, **row}:
             remedy = "leave it out: each run gets a folder of its own."
             raise ParameterError("run_grid(grid)", found="run_dir in a row", expected="parameters", remedy=remedy)
-        check_parameters(notebook, dict(common))
-        rows.append(check_parameters(notebook, dict(row)))
-        if _run_name(rows[-1]) in names:
-            found = f"two rows {rows[-1]}"
+        rows.append(check_parameters(notebook, row))
+        # With defaults and common parameters: {} and {x: 1} are one run if 1 is what x would be anyway.
+        whole = json.dumps(defaults | common | rows[-1], sort_keys=True)
+        if whole in seen:
+            found = f"two rows that are one run: {seen[whole]} and {rows[-1]}"
             raise ParameterError("run_grid(grid)", found=found, expected="different rows", remedy="drop one of them.")
-        names.add(_run_name(rows[-1]))
+        seen[whole] = rows[-1]
     return rows
+
+
+def _rows(grid) -> list[dict]:
+    """The rows of a grid, or ParameterError if it is neither rows nor lists of values, or empty."""
+    if isinstance(grid, Mapping):
+        good = bool(grid) and all(isinstance(v, list | tuple) and len(v) for v in grid.values())
+        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if good else []
+    good = isinstance(grid, list | tuple) and len(grid) > 0 and all(isinstance(row, Mapping) for row in grid)
+    if not good:
+        raise ParameterError(
+            "run_grid(grid)",
+            found=repr(grid)[:100],
+            expected="at least one row of parameters, or a list of values for each name",
+            remedy="write rows as {name: value}, or lists as name: [value, value].",
+        )
+    return [dict(row) for row in grid]
 
 
 def _run_name(row: Mapping) -> str:
     """Readable, and safe as a folder's name; the hash keeps apart what the readable part may not."""
     digest = hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()[:6]
-    words = [re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{key}={value}") for key, value in row.items()]
+    words = [re.sub(r"[^A-Za-z0-9.=_-]+", "_", f"{key}={value}") for key, value in sorted(row.items())]
     return "_".join([*words, digest])[-150:].lstrip("._-")
 
 

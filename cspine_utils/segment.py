@@ -17,8 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cspine_utils.anatomy import CERVICAL_IDS
-from cspine_utils.errors import MaskError, ModelError
+from cspine_utils.errors import MaskError, ModelError, TrainingError
 from cspine_utils.models.segmentation import Segmenter
+from cspine_utils.objectives import CLASSES
 from cspine_utils.stacks import scale_hu
 from cspine_utils.volume import Volume
 
@@ -57,7 +58,17 @@ def to_grid(volume: Volume, spacing_mm: float) -> Tensor:
 
 
 def make_case(volume: Volume, mask: np.ndarray, spacing_mm: float) -> Case:
-    """A volume and its mask (uint8 `(d, h, w)` on its grid) as something to learn from; labels above 7 become 0."""
+    """A volume and its mask (uint8 `(d, h, w)` on its grid) as something to learn from; labels above 7 become 0.
+
+    Raises MaskError for a mask of another shape.
+    """
+    if mask.shape != volume.shape:
+        raise MaskError(
+            "mask",
+            found=f"shape {mask.shape}",
+            expected=f"the volume's shape {volume.shape}",
+            remedy="read the mask with nifti.read_mask(path, volume), which places it on the volume's grid.",
+        )
     hu = to_grid(volume, spacing_mm)
     labels = torch.from_numpy(np.where(np.isin(mask, CERVICAL_IDS), mask, 0).astype(np.float32))
     nearest = F.interpolate(labels[None, None], size=tuple(hu.shape), mode="nearest-exact")[0, 0]
@@ -79,6 +90,9 @@ class PatchDataset(torch.utils.data.Dataset):
 
     def __init__(self, cases: Sequence[Case], segmenter: Segmenter, *, length: int, fixed: bool = False):
         self.cases, self.length, self.fixed = list(cases), length, fixed
+        if not self.cases:
+            remedy = "check which studies could be read."
+            raise TrainingError("PatchDataset(cases)", found="no cases", expected="at least one", remedy=remedy)
         self.plane, self.neighbours, self.patch = segmenter.plane, segmenter.neighbours, segmenter.patch
         self.inside = [torch.nonzero(case.labels) for case in self.cases]
 
@@ -90,10 +104,13 @@ class PatchDataset(torch.utils.data.Dataset):
         """Changes with the cases and the way patches are cut."""
         digest = hashlib.sha256(repr((self.plane, self.neighbours, self.patch, self.length, self.fixed)).encode())
         for case in self.cases:
+            digest.update(repr(tuple(case.hu.shape)).encode())
             digest.update(case.hu.numpy().tobytes() + case.labels.numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        if not 0 <= index < self.length:
+            raise IndexError(index)  # what ends a for loop over a dataset
         generator = torch.Generator().manual_seed(index) if self.fixed else None
         draw = torch.rand(8, generator=generator, dtype=torch.float64).tolist()
         which = int(draw[0] * len(self.cases))
@@ -147,6 +164,15 @@ def _cut(array: Tensor, start, sides, *, fill, halo=(0, 0, 0)) -> Tensor:
     return out
 
 
+def through_grid(volume: Volume, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
+    """The mask brought to a grid of `spacing_mm` and back: what a network without a mistake would reach there.
+
+    uint8 `(d, h, w)`, labels 0-7; raises MaskError for a mask of another shape.
+    """
+    labels = make_case(volume, mask, spacing_mm).labels
+    return _labels_on(volume.shape, F.one_hot(labels, CLASSES).movedim(-1, 0).float())
+
+
 def lay_over(other: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """The mask of another neck, moved and stretched so that its C1-C7 fill the same box as those of `mask`.
 
@@ -194,8 +220,10 @@ def predict_mask(segmenter: Segmenter, volume: Volume, *, batch_size: int = 8) -
     was_training = segmenter.training
     segmenter.eval()
     hu = to_grid(volume, segmenter.spacing_mm).to(next(segmenter.parameters()).device)
-    logits = _slices(segmenter, hu, batch_size) if segmenter.plane else _window(segmenter, hu, batch_size)
-    segmenter.train(was_training)
+    try:
+        logits = _slices(segmenter, hu, batch_size) if segmenter.plane else _window(segmenter, hu, batch_size)
+    finally:
+        segmenter.train(was_training)
     return _labels_on(volume.shape, logits.cpu())
 
 

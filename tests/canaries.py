@@ -216,8 +216,8 @@ CANARIES = [
     Canary(
         "a grid starts before its last row is checked",
         "cspine_utils/runs.py",
-        "rows.append(check_parameters(notebook, dict(row)))",
-        "rows.append(dict(row))",
+        "rows.append(check_parameters(notebook, row))",
+        "rows.append(row)",
         "test_runs.py",
     ),
     Canary(

@@ -56,6 +56,8 @@ def test_eight_easy_studies_are_learned_by_heart(name, studies, tmp_path):
     by_heart, constant = losses(model, rates, eight)
     assert constant.mean() > 0.5
     assert by_heart.mean() < 0.25 * constant.mean()
+    # What a leak looks like: judged by its own studies, a model does not land at the constant.
+    assert not metrics.lands_at_constant(by_heart, constant)
 
 
 @pytest.mark.parametrize("name", models.NAMES)

@@ -73,7 +73,7 @@ def test_parameters_as_published():
 
 def test_a_larger_backbone_by_option():
     with torch.device("meta"):  # 117 million parameters are counted, not filled
-        backbone = Backbone(name="tf_efficientnetv2_l", channels=6)
+        backbone = Backbone(name="tf_efficientnetv2_l", channels=6, size=(64, 64))
     assert 116e6 < parameters(backbone) < 118e6 and backbone.features == 1280
     assert models.create("slice_cnn", backbone="test_convnext", **SMALL).encoder == "test_convnext"
 
@@ -166,7 +166,7 @@ def test_the_lstm_reads_both_ways():
 
 def test_backbone_runs_frame_by_frame():
     torch.manual_seed(0)
-    backbone, x = Backbone(name="mobilenetv4_conv_small_050", channels=6).eval(), study()
+    backbone, x = Backbone(name="mobilenetv4_conv_small_050", channels=6, size=(32, 48)).eval(), study()
     features = backbone(x)
     assert torch.allclose(features[1, 4], backbone.net(x[1, 4:5])[0], atol=1e-5)
     assert features.shape == (2, 9, backbone.features)
@@ -231,6 +231,11 @@ def test_wrong_weights_are_refused(tmp_path):
         ({"name": "vit3d", "preset": "labtop"}, "did you mean 'laptop'"),
         ({"name": "cnn_lstm", "backbone_name": "x"}, "did you mean 'backbone'"),
         ({"name": "cnn_lstm", "backbone": "efficientnetv2_x"}, "a network of timm: .*efficientnetv2_"),
+        ({"name": "cnn_lstm", "backbone": None}, "the name of a network"),
+        ({"name": "cnn_lstm", "backbone": "vit_tiny_patch16_224"}, "cannot read frames of 64 x 64"),
+        ({"name": "cnn_lstm", "preset": ["gpu"]}, "one of laptop, gpu"),
+        ({"name": "cnn_lstm", "dropout": "much"}, "share in"),
+        ({"name": "cnn_lstm", "weights": 3}, "can be built with"),
         ({"name": "cnn_lstm", "dim": 7}, "an even number"),
         ({"name": "cnn_lstm", "frames": 0}, "positive integer"),
         ({"name": "cnn_lstm", "size": (1, 2, 3)}, r"\(h, w\) or one number"),

@@ -177,6 +177,44 @@ def test_runs_of_another_package_version_are_named_or_made_again(work, tmp_path)
     assert list(run_grid(work, row, out, rerun_changed=True, say=quiet)["status"]) == ["kept"]
 
 
+REUSE = """import json
+from pathlib import Path
+kept = Path(run_dir) / "result.txt"
+if not kept.exists():
+    kept.write_text(str(rate * epochs))
+(Path(run_dir) / "metrics.json").write_text(json.dumps({"loss": float(kept.read_text())}))"""
+
+
+@pytest.mark.parametrize("change", ["package", "common", "nothing"])
+def test_what_other_code_or_settings_left_is_not_taken_up(tmp_path, change):
+    """A notebook that goes on with what it finds in its folder, as training does."""
+    path, out = write_grid_notebook(tmp_path / "source" / "reuse.ipynb", REUSE), tmp_path / "runs"
+    run_grid(path, [{"rate": 0.5}], out, say=quiet)
+    (result,) = out.glob("*/result.txt")
+    result.write_text("99")
+    record = result.with_name("run.json")
+    if change == "package":
+        record.write_text(record.read_text().replace(package_code(), "0" * 16))
+    else:
+        record.write_text(record.read_text().replace("finished", "started"))  # as if it had been killed
+    common = {"epochs": 5} if change == "common" else {}
+    run_grid(path, [{"rate": 0.5}], out, common=common, rerun_changed=True, say=quiet)
+    wanted = {"package": 1.0, "common": 2.5, "nothing": 99.0}  # the same run goes on with what it had
+    assert collect(out)["loss"].tolist() == [wanted[change]]
+
+
+def test_collect_can_leave_out_runs_of_an_earlier_grid(work, tmp_path):
+    out = tmp_path / "runs"
+    run_grid(work, [{"rate": 0.5}], out, say=quiet)
+    report = run_grid(work, [{"rate": 0.25}], out, say=quiet)
+    assert sorted(collect(out)["rate"]) == [0.25, 0.5] and list(collect(out, report.index)["rate"]) == [0.25]
+
+
+def test_a_notebook_that_is_not_there_is_refused(tmp_path):
+    with pytest.raises(ParameterError, match="no such file"):
+        run_grid(tmp_path / "absent.ipynb", [{"rate": 0.5}], tmp_path / "runs")
+
+
 @pytest.mark.parametrize(
     ("grid", "common", "said"),
     [
@@ -187,6 +225,15 @@ def test_runs_of_another_package_version_are_named_or_made_again(work, tmp_path)
         ([{"rate": 1}, {"rate": 1.0}], {}, "two rows"),
         ([{"rate": 0.5, "run_dir": "x"}], {}, "run_dir in a row"),
         ({"rate": [0.5, "fast"]}, {}, "type str"),
+        ([{"rate": 0.5, "epochs": 3}, {"epochs": 3, "rate": 0.5}], {}, "two rows"),
+        ([{"rate": 0.5}, {"rate": 0.5, "epochs": 2}], {}, "two rows that are one run"),  # 2 is the default
+        ([{}, {"epochs": 7}], {"epochs": 7}, "two rows that are one run"),
+        ([], {}, "at least one row"),
+        (None, {}, "at least one row"),
+        (3, {}, "at least one row"),
+        (["rate"], {}, "at least one row"),
+        ({"rate": 0.5}, {}, "a list of values"),
+        ({"rate": []}, {}, "a list of values"),
     ],
 )
 def test_a_wrong_grid_is_refused_before_anything_runs(work, tmp_path, grid, common, said):
@@ -246,7 +293,18 @@ def test_the_command_line_exits_non_zero_if_a_run_failed(work, tmp_path, capsys)
     assert "1.0e-4" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("text", ["grid: []", "- a\n- b", "notebook: x.ipynb\ngrid: []\nepochs: 3", "a: [", "3"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "grid: []",
+        "- a\n- b",
+        "notebook: x.ipynb\ngrid: []\nepochs: 3",
+        "a: [",
+        "3",
+        "notebook: [a]\ngrid: []",
+        "notebook: a\ngrid: []\ncommon: [x]",
+    ],
+)
 def test_a_file_that_is_no_grid_is_refused(tmp_path, text):
     path = tmp_path / "grid.yml"
     path.write_text(text)
@@ -259,9 +317,11 @@ def test_collect_lists_what_it_cannot_read(work, tmp_path):
     with pytest.raises(ParameterError, match="run the grid first"):
         collect(out)
     run_grid(work, [{"rate": 0.5}, {"rate": 0.25}], out, say=quiet)
-    first, second = sorted(out.glob("*/"))
+    run_grid(work, [{"rate": 0.125}], out, say=quiet)
+    third, second, first = sorted(out.glob("*/"))
+    (third / "run.json").write_text('{"status": "finished"}')
     (first / "run.json").write_text("{")
     (second / "metrics.json").write_text("[]")
     table = collect(out)
-    assert list(table["status"]) == ["unreadable", "unreadable"]
+    assert list(table["status"]) == ["unreadable"] * 3
     assert set(table["reason"]) == {"run.json is missing or damaged", "metrics.json is missing or damaged"}

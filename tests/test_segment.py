@@ -9,7 +9,7 @@ from torch import nn
 from cspine_utils import metrics, models, phantom, training
 from cspine_utils.errors import MaskError, ModelError, ParameterError, TrainingError
 from cspine_utils.objectives import CLASSES, SEGMENTATION, dice_loss
-from cspine_utils.segment import Case, PatchDataset, lay_over, make_case, predict_mask, to_grid
+from cspine_utils.segment import Case, PatchDataset, lay_over, make_case, predict_mask, through_grid, to_grid
 from cspine_utils.stacks import scale_hu
 from cspine_utils.volume import Volume
 
@@ -100,6 +100,12 @@ def test_every_neighbour_matters():
         ("unet2d", {"plane": "coronal"}, "'sagittal' or 'axial'"),
         ("unet3d", {"patch": (48, 32)}, "3 sides in voxels"),
         ("unet3d", {"spacing_mm": 0}, "millimetres, above 0"),
+        ("unet3d", {"spacing_mm": float("inf")}, "millimetres, above 0"),
+        ("unet3d", {"patch": 96}, "3 sides in voxels"),
+        ("unet3d", {"channels": 12}, "5 positive integers"),
+        ("unet2d", {"decoder": (64, 32, 16)}, "5 positive integers"),
+        ("unet2d", {"encoder": None}, "a network of timm"),
+        ("unet2d", {"encoder": "test_vit"}, "UNet2D can be built with"),
         ("unet3d", {"channels": (4, 8)}, "5 positive integers"),
     ],
 )
@@ -235,6 +241,31 @@ def test_most_patches_show_a_vertebra_and_fixed_ones_stay():
     fixed = PatchDataset([case], net, length=5, fixed=True)
     assert torch.equal(fixed[3][0], fixed[3][0]) and not torch.equal(fixed[3][0], fixed[4][0])
     assert PatchDataset([case], net, length=5).fingerprint != fixed.fingerprint
+
+
+def test_a_dataset_of_patches_ends_and_is_never_empty():
+    case, net = numbered_case(), small("unet3d")
+    assert len(list(PatchDataset([case], net, length=3))) == 3
+    with pytest.raises(TrainingError, match="at least one"):
+        PatchDataset([], net, length=3)
+    flat = Case(case.hu.reshape(20, 30, 25), case.labels.reshape(20, 30, 25))
+    assert PatchDataset([case], net, length=3).fingerprint != PatchDataset([flat], net, length=3).fingerprint
+
+
+def test_a_mask_of_another_shape_is_refused():
+    volume = patient_volume((8, 9, 10))
+    for shape in ((7, 9, 10), (10, 9, 8)):
+        with pytest.raises(MaskError, match="places it on the volume's grid"):
+            make_case(volume, np.ones(shape, np.uint8), 2.0)
+
+
+def test_through_a_grid_and_back_costs_edges_only():
+    mask = neck_mask((37, 21, 29))
+    volume = patient_volume(mask.shape, (1.0, 1.0, 1.0))
+    levels = mask * (mask < 8)
+    assert (through_grid(volume, mask, 1.0) == levels).all()
+    coarse = metrics.dice_per_level(levels, through_grid(volume, mask, 2.0))
+    assert (coarse > 0.3).all() and coarse.max() < 1
 
 
 # ---- losses and Dice

@@ -67,11 +67,20 @@ def _create(caller: str, table: dict, name: str, preset: str, config: dict):
     known = inspect.signature(kind).parameters
     for argument in config:
         _known(f"{caller}: argument of {cls}", argument, known)
-    return kind(**arguments)
+    try:
+        return kind(**arguments)
+    except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
+        # timm, smp and MONAI each have their own errors for what they cannot build.
+        raise ModelError(
+            f"{caller}({name!r})",
+            found=f"{', '.join(f'{k}={v!r}' for k, v in config.items())}: {' '.join(str(error).split())[:200]}",
+            expected=f"arguments that {cls} can be built with",
+            remedy=f"see help({module}.{cls})",
+        ) from error
 
 
 def _known(what: str, name, table):
-    if name in table:
+    if isinstance(name, str) and name in table:
         return table[name]
     close = difflib.get_close_matches(str(name), table, n=1)
     raise ModelError(

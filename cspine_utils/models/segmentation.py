@@ -48,8 +48,11 @@ class Segmenter(nn.Module):
         super().__init__()
         name = type(self).__name__
         self.config, self.multiple = config, multiple
+        if not isinstance(config["patch"], tuple | list):
+            raise refused(name, "patch", found=repr(config["patch"]), expected=f"{axes} sides in voxels")
         self.spacing_mm, self.patch = config["spacing_mm"], tuple(config["patch"])
-        if not isinstance(self.spacing_mm, int | float) or not self.spacing_mm > 0:
+        is_number = isinstance(self.spacing_mm, int | float) and not isinstance(self.spacing_mm, bool)
+        if not is_number or not 0 < self.spacing_mm < float("inf"):
             raise refused(name, "spacing_mm", found=repr(self.spacing_mm), expected="millimetres, above 0")
         if len(self.patch) != axes or any(not isinstance(n, int) or n < 1 or n % multiple for n in self.patch):
             expected = f"{axes} sides in voxels, each a multiple of {multiple}"
@@ -113,7 +116,9 @@ class UNet2D(Segmenter):
         check_counts("UNet2D", size=self.patch, neighbours=neighbours)
         if neighbours % 2 == 0:
             raise refused("UNet2D", "neighbours", found=str(neighbours), expected="an odd number of slices")
-        if not timm.is_model(encoder):
+        if not _positive(decoder, _HALVINGS_2D):
+            raise refused("UNet2D", "decoder", found=repr(decoder), expected=f"{_HALVINGS_2D} positive integers")
+        if not isinstance(encoder, str) or not timm.is_model(encoder):
             raise refused("UNet2D", "encoder", found=repr(encoder), expected="a network of timm")
         self.encoder, self.plane, self.neighbours = encoder, plane, neighbours
         self.net = smp.Unet(
@@ -157,7 +162,7 @@ class UNet3D(Segmenter):
 
         config = {name: value for name, value in locals().items() if name in ("channels", "spacing_mm", "patch")}
         super().__init__(config, multiple=2**_HALVINGS_3D, axes=3)
-        if len(channels) != _HALVINGS_3D + 1 or any(not isinstance(n, int) or n < 1 for n in channels):
+        if not _positive(channels, _HALVINGS_3D + 1):
             expected = f"{_HALVINGS_3D + 1} positive integers"
             raise refused("UNet3D", "channels", found=repr(channels), expected=expected)
         strides = (2,) * _HALVINGS_3D
@@ -168,3 +173,8 @@ class UNet3D(Segmenter):
     def forward(self, x: Tensor) -> Tensor:
         self.check_input(x)
         return self.net(x.contiguous(memory_format=torch.channels_last_3d))
+
+
+def _positive(values, count: int) -> bool:
+    whole = isinstance(values, tuple | list) and all(isinstance(n, int) and n > 0 for n in values)
+    return whole and len(values) == count

@@ -43,15 +43,18 @@ class Backbone(nn.Module):
     outputs : e; 0 for the network's own features before its classifier
     weights : a local file of weights that timm saved for this network (.pth, .safetensors), or None. As timm does,
         first-layer weights of three channels are repeated for more, and a classifier of another length is left new.
+    size : (h, w) of a frame; one is tried at once, since some networks take one size only
 
     Raises
     ------
-    ModelError : timm does not know the name, or the file does not hold this network's weights
+    ModelError : timm does not know the name, the network cannot read such frames, or the file holds other weights
     """
 
-    def __init__(self, *, name: str, channels: int, outputs: int = 0, weights=None):
+    def __init__(self, *, name: str, channels: int, size: tuple[int, int], outputs: int = 0, weights=None):
         super().__init__()
         self.name = name
+        if not isinstance(name, str):
+            raise refused("Backbone", "name", found=repr(name), expected="the name of a network of timm")
         if not timm.is_model(name):
             close = ", ".join(difflib.get_close_matches(name, timm.list_models(), n=3)) or "see timm.list_models()"
             raise refused("Backbone", "name", found=repr(name), expected=f"a network of timm: {close}")
@@ -59,7 +62,13 @@ class Backbone(nn.Module):
         self.net = timm.create_model(name, **options) if weights is None else _load(name, Path(weights), options)
         # Channels last in memory: on a CPU the same convolutions run faster (tests/bench/backbone.py: 1.7 times).
         self.net.to(memory_format=torch.channels_last)
-        self.features = outputs or getattr(self.net, "head_hidden_size", None) or self.net.num_features
+        try:
+            with torch.no_grad():
+                self.features = self.net.eval()(torch.zeros(1, channels, *size)).shape[-1]
+        except (AssertionError, RuntimeError, ValueError) as error:
+            found = f"{name}, which cannot read frames of {size[0]} x {size[1]} ({' '.join(str(error).split())[:150]})"
+            raise refused("Backbone", "name", found=found, expected="a network that takes any size") from error
+        self.net.train()
 
     def forward(self, x: Tensor) -> Tensor:
         frames = rearrange(x, "b f c h w -> (b f) c h w").contiguous(memory_format=torch.channels_last)
@@ -108,7 +117,9 @@ class _SequenceClassifier(StudyClassifier):
         check_counts(type(self).__name__, **counts)
         super().__init__((config["frames"], config["channels"], *config["size"]), config)
         self.encoder, self.weights_from = config["backbone"], _origin(config["weights"])
-        self.backbone = Backbone(name=self.encoder, channels=config["channels"], weights=config["weights"])
+        self.backbone = Backbone(
+            name=self.encoder, channels=config["channels"], size=config["size"], weights=config["weights"]
+        )
         self.project = nn.Sequential(nn.Linear(self.backbone.features, config["dim"]), nn.GELU())
 
     def _add_heads(self, features: int) -> None:
@@ -261,7 +272,9 @@ class SliceCNN(StudyClassifier):
             raise refused("SliceCNN", "top_k", found=f"{top_k} of {frames} frames", expected=f"1 to {frames}")
         super().__init__((frames, channels, height, width), config)
         self.encoder, self.weights_from = backbone, _origin(weights)
-        self.backbone = Backbone(name=backbone, channels=channels, outputs=len(TARGETS), weights=weights)
+        self.backbone = Backbone(
+            name=backbone, channels=channels, size=config["size"], outputs=len(TARGETS), weights=weights
+        )
         self.pool = TopFrames(top_k)
         classifier = self.backbone.net.get_classifier()
         nn.init.zeros_(classifier.weight)

@@ -28,7 +28,7 @@ def main() -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     x = torch.randn(105, 6, 64, 64)
-    net = Backbone(name=LAPTOP_BACKBONE, channels=6).net
+    net = Backbone(name=LAPTOP_BACKBONE, channels=6, size=(64, 64)).net
     forms = {"channels last": torch.channels_last, "as timm makes it": torch.contiguous_format}
     times: dict[str, list[float]] = {name: [] for name in forms}
     for _ in range(RUNS + 1):  # turn about, so that a busy moment hits both; the first of each is thrown away
