@@ -6,6 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 DATA   ?= data/phantom
+# Two processes, a file each: every test file and every notebook stays together, in order.
+PARALLEL := -n 2 --dist loadfile
 # Notebooks that train: their numbers depend on the machine, so only the cells that ask for it are compared.
 TRAINING := $(wildcard notebooks/06_*.ipynb notebooks/08_*.ipynb notebooks/09_*.ipynb notebooks/experiment.ipynb)
 
@@ -41,13 +43,13 @@ lint: $(READY) ## ruff: errors, imports, formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 unit: $(READY) ## unit tests
-	$(BIN)/python -m pytest tests -n 2 --dist loadfile
+	$(BIN)/python -m pytest tests $(PARALLEL)
 
 notebooks-test: $(READY) ## run every notebook again and compare it with its stored outputs
 	@$(BIN)/python -m cspine_utils.course --cohort-only
-	$(BIN)/python -m pytest --nbval-current-env --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	$(BIN)/python -m pytest $(PARALLEL) --nbval-current-env --nbval --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		--nbval-cell-timeout=300 $(filter-out $(TRAINING),$(sort $(wildcard notebooks/*.ipynb)))
-	$(BIN)/python -m pytest --nbval-current-env --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg \
+	$(BIN)/python -m pytest $(PARALLEL) --nbval-current-env --nbval-lax --nbval-sanitize-with tests/nbval_sanitize.cfg \
 		--nbval-cell-timeout=600 $(TRAINING)
 
 ablations: $(READY) ## the students' ablation, three rows; finished runs are kept, DATA=... as for course
