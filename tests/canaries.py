@@ -210,7 +210,7 @@ CANARIES = [
         "one failed run stops a grid",
         "cspine_utils/runs.py",
         "    except CSpineError as error:\n        return str(error)",
-        "    except KeyError as error:\n        return str(error)",
+        "    except CSpineError:\n        raise",
         "test_runs.py",
     ),
     Canary(
