@@ -20,7 +20,7 @@ from cspine_utils.anatomy import CERVICAL_IDS
 from cspine_utils.errors import MaskError, ModelError, TrainingError
 from cspine_utils.models.segmentation import Segmenter
 from cspine_utils.objectives import CLASSES
-from cspine_utils.stacks import scale_hu
+from cspine_utils.stacks import check_on_grid, scale_hu
 from cspine_utils.volume import Volume
 
 #: What is beyond the scan.
@@ -60,15 +60,9 @@ def to_grid(volume: Volume, spacing_mm: float) -> Tensor:
 def make_case(volume: Volume, mask: np.ndarray, spacing_mm: float) -> Case:
     """A volume and its mask (uint8 `(d, h, w)` on its grid) as something to learn from; labels above 7 become 0.
 
-    Raises MaskError for a mask of another shape.
+    Raises StackError for a mask of another shape.
     """
-    if mask.shape != volume.shape:
-        raise MaskError(
-            "mask",
-            found=f"shape {mask.shape}",
-            expected=f"the volume's shape {volume.shape}",
-            remedy="read the mask with nifti.read_mask(path, volume), which places it on the volume's grid.",
-        )
+    check_on_grid(mask, volume)
     hu = to_grid(volume, spacing_mm)
     labels = torch.from_numpy(np.where(np.isin(mask, CERVICAL_IDS), mask, 0).astype(np.float32))
     nearest = F.interpolate(labels[None, None], size=tuple(hu.shape), mode="nearest-exact")[0, 0]
@@ -167,7 +161,7 @@ def _cut(array: Tensor, start, sides, *, fill, halo=(0, 0, 0)) -> Tensor:
 def through_grid(volume: Volume, mask: np.ndarray, spacing_mm: float) -> np.ndarray:
     """The mask brought to a grid of `spacing_mm` and back: what a network without a mistake would reach there.
 
-    uint8 `(d, h, w)`, labels 0-7; raises MaskError for a mask of another shape.
+    uint8 `(d, h, w)`, labels 0-7; raises StackError for a mask of another shape.
     """
     labels = make_case(volume, mask, spacing_mm).labels
     return _labels_on(volume.shape, F.one_hot(labels, CLASSES).movedim(-1, 0).float())

@@ -79,6 +79,17 @@ def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
     return np.linspace(shown[0], shown[-1], count)
 
 
+def check_on_grid(mask: np.ndarray, volume: Volume) -> None:
+    """Raise StackError unless the mask has the volume's shape."""
+    if mask.shape != volume.shape:
+        raise StackError(
+            "mask",
+            found=f"shape {mask.shape}",
+            expected=f"the volume's shape {volume.shape}",
+            remedy="read the mask with nifti.read_mask(path, volume), which places it on the volume's grid.",
+        )
+
+
 def resample_slices(volume: Volume, mask: np.ndarray, count: int = 2 * FRAMES, size=None):
     """The `count` slices over C1-C7 and their masks, in plane resized to `size`.
 
@@ -89,13 +100,7 @@ def resample_slices(volume: Volume, mask: np.ndarray, count: int = 2 * FRAMES, s
     -------
     (hu, labels) : int16 and uint8, each `(count, h, w)`
     """
-    if mask.shape != volume.shape:
-        raise StackError(
-            "mask",
-            found=f"shape {mask.shape}",
-            expected=f"the volume's shape {volume.shape}",
-            remedy="read the mask with nifti.read_mask(path, volume), which places it on the volume's grid.",
-        )
+    check_on_grid(mask, volume)
     positions = cervical_slices(mask, count)
     below = np.floor(positions).astype(int)
     above = np.minimum(below + 1, len(volume.hu) - 1)

@@ -265,6 +265,15 @@ def test_every_classifier_keeps_the_interface():
         assert all(p.kind is p.KEYWORD_ONLY for p in inspect.signature(kind).parameters.values())
 
 
+def test_a_classifier_that_cannot_start_at_the_constant_is_not_made():
+    class Incomplete(models.StudyClassifier):
+        def forward(self, x):
+            return x
+
+    with pytest.raises(TypeError, match="start_from"):
+        Incomplete((1, 1, 1, 1), {})
+
+
 def fresh(code: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
 

@@ -7,7 +7,7 @@ from conftest import neck_mask, patient_volume
 from torch import nn
 
 from cspine_utils import metrics, models, phantom, training
-from cspine_utils.errors import MaskError, ModelError, ParameterError, TrainingError
+from cspine_utils.errors import MaskError, ModelError, ParameterError, StackError, TrainingError
 from cspine_utils.objectives import CLASSES, SEGMENTATION, dice_loss
 from cspine_utils.segment import Case, PatchDataset, lay_over, make_case, predict_mask, through_grid, to_grid
 from cspine_utils.stacks import scale_hu
@@ -255,7 +255,7 @@ def test_a_dataset_of_patches_ends_and_is_never_empty():
 def test_a_mask_of_another_shape_is_refused():
     volume = patient_volume((8, 9, 10))
     for shape in ((7, 9, 10), (10, 9, 8)):
-        with pytest.raises(MaskError, match="places it on the volume's grid"):
+        with pytest.raises(StackError, match="places it on the volume's grid"):
             make_case(volume, np.ones(shape, np.uint8), 2.0)
 
 
@@ -308,25 +308,17 @@ def test_another_necks_mask_fills_the_box():
         lay_over(np.zeros_like(mask), mask)
 
 
-@pytest.mark.parametrize(
-    "y", [torch.zeros(4, 4), torch.full((4, 4), 8), torch.full((4, 4), -1), torch.zeros(4, dtype=torch.int64)]
-)
-def test_targets_that_are_no_labels_are_refused(y, tmp_path):
-    data = [(torch.zeros(5, 32, 64), y)]
-    with pytest.raises(TrainingError, match=r"target of dataset\[0\].*whole numbers from 0 to 7"):
-        training.fit(
-            small("unet2d"), data, data, out=tmp_path, epochs=1, objective=SEGMENTATION, progress=False,
-            generator=torch.Generator(),
-        )  # fmt: skip
+TARGETS = torch.zeros(4, 4), torch.full((4, 4), 8), torch.full((4, 4), -1), torch.zeros(4, dtype=torch.int64)
+REFUSED = [(y, r"target of dataset\[0\].*whole numbers from 0 to 7") for y in TARGETS]
+REFUSED += [(torch.zeros(32, 32).long(), r"logits of shape \(1, 8, 32, 64\); expected \(1, 8, 32, 32\)")]
 
 
-def test_logits_of_another_grid_are_refused(tmp_path):
-    data = [(torch.zeros(5, 32, 64), torch.zeros(32, 32, dtype=torch.int64))]
-    with pytest.raises(TrainingError, match=r"logits of shape \(1, 8, 32, 64\); expected \(1, 8, 32, 32\)"):
-        training.fit(
-            small("unet2d"), data, data, out=tmp_path, epochs=1, objective=SEGMENTATION, progress=False,
-            generator=torch.Generator(),
-        )  # fmt: skip
+@pytest.mark.parametrize(("y", "message"), REFUSED)
+def test_targets_that_are_no_labels_of_this_grid_are_refused(y, message, tmp_path):
+    data, generator = [(torch.zeros(5, 32, 64), y)], torch.Generator()
+    settings = {"out": tmp_path, "epochs": 1, "objective": SEGMENTATION, "progress": False, "generator": generator}
+    with pytest.raises(TrainingError, match=message):
+        training.fit(small("unet2d"), data, data, **settings)
 
 
 # ---- learning

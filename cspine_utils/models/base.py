@@ -6,6 +6,8 @@ Axes: a batch of study tensors is `b f c h w` (studies, frames head -> feet, cha
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 from torch import Tensor, nn
 
@@ -13,11 +15,11 @@ from cspine_utils.anatomy import TARGETS
 from cspine_utils.errors import ModelError, ParameterError
 
 
-class StudyClassifier(nn.Module):
+class StudyClassifier(nn.Module, ABC):
     """Base class: study tensors `(b, f, c, h, w)` -> logits `(b, 8)`.
 
     A subclass calls `super().__init__(input_shape, config)`, writes `forward`, and `start_from`, which sets the
-    biases of its last layer.
+    biases of its last layer; without `start_from` it cannot be made.
 
     Attributes
     ----------
@@ -39,9 +41,9 @@ class StudyClassifier(nn.Module):
         super().__init__()
         self.input_shape, self.config = tuple(input_shape), config
 
+    @abstractmethod
     def start_from(self, logits: Tensor) -> None:
         """Set the last layer's biases so that, its weights being zero, every study gets these `(8,)` logits."""
-        raise NotImplementedError
 
     def set_base_rates(self, rates) -> None:
         """Set the biases so that an untrained model predicts `rates` for every study.

@@ -15,6 +15,7 @@ CNN + transformer over slices: sixth place; slice classifiers: many). The code i
 from __future__ import annotations
 
 import difflib
+from abc import abstractmethod
 from pathlib import Path
 
 import timm
@@ -27,7 +28,7 @@ from cspine_utils.errors import ModelError
 from cspine_utils.models.base import StudyClassifier, check_counts, pair, refused
 from cspine_utils.models.vit3d import Block
 
-#: Half the width and depth of timm's smallest MobileNetV4: one study of 105 frames in a fraction of a second on a CPU.
+#: timm's small MobileNetV4 at half its width: one study of 105 frames in a fraction of a second on a CPU.
 LAPTOP_BACKBONE = "mobilenetv4_conv_small_050"
 #: The family that the published solutions used most; "tf_efficientnetv2_l" is the large one.
 GPU_BACKBONE = "tf_efficientnetv2_s"
@@ -131,9 +132,9 @@ class _SequenceClassifier(StudyClassifier):
             nn.init.zeros_(head.weight)
             nn.init.zeros_(head.bias)
 
+    @abstractmethod
     def mix(self, x: Tensor) -> Tensor:
         """Let the frames see each other: `(b, f, dim)` -> `(b, f, e)`."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """Study tensors `(b, f, c, h, w)` -> logits `(b, 8)`."""
