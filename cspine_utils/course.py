@@ -160,10 +160,14 @@ def _data_state(dataset: RsnaDataset) -> str:
 
 
 def _fingerprint(notebook: Path, data_state: str, parameters: dict) -> str:
-    """Changes with the notebook's code, the package, its pins, the data and the parameters."""
+    """Changes with the notebook's code, the package, its pins, the data, the parameters, and the grids that it runs."""
     digest = hashlib.sha256(json.dumps([data_state, parameters], sort_keys=True).encode())
-    for cell in nbformat.read(notebook, as_version=4).cells:
-        digest.update(cell.source.encode())
+    source = "".join(cell.source for cell in nbformat.read(notebook, as_version=4).cells)
+    digest.update(source.encode())
+    if "run_grid(" in source:  # what it runs, and with which settings, is written in other files
+        folder = notebook.parent
+        for path in [folder / "experiment.ipynb", *sorted((folder / "profiles").glob("*.yml"))]:
+            digest.update(path.read_bytes())
     for path in [ROOT / "pyproject.toml", *sorted((ROOT / "cspine_utils").rglob("*.py"))]:
         digest.update(path.read_bytes())
     return digest.hexdigest()

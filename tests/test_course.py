@@ -154,3 +154,21 @@ def test_a_grid_of_runs_is_one_entry_of_the_summary(tmp_path):
     single = [tmp_path / "09" / "loss_table.csv", tmp_path / "figures" / "x.png"]
     made = course._summary([*runs, *single], tmp_path)
     assert made == "grid/ (6 files), 09/loss_table.csv, figures/x.png"
+
+
+def test_a_notebook_that_runs_grids_is_run_again_when_a_grid_changes(repository, rsna_folder, capsys):
+    (repository / "notebooks" / "profiles").mkdir()
+    profile = repository / "notebooks" / "profiles" / "small.yml"
+    profile.write_text("rate: 1")
+    write_notebook(repository / "notebooks" / "experiment.ipynb", "1")
+    write_notebook(repository / "notebooks" / "02_second.ipynb", SECOND + "\nrun = 'run_grid(...)'")
+
+    def states():
+        lines = run(capsys, rsna_folder)[1].splitlines()[:2]
+        return ["unchanged" if "unchanged" in line else "ran" for line in lines]
+
+    assert states() == ["ran", "ran"] and states() == ["unchanged", "unchanged"]
+    profile.write_text("rate: 2")
+    assert states() == ["unchanged", "ran"]
+    write_notebook(repository / "notebooks" / "experiment.ipynb", "2")
+    assert states() == ["unchanged", "ran"]
