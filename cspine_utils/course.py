@@ -64,7 +64,7 @@ def make_cohort(data: Path) -> None:
     from cspine_utils.phantom import write_cohort  # torch takes seconds to import and a real folder needs none
 
     started = time.perf_counter()
-    write_cohort(data, **COHORT)
+    write_cohort(data, **COHORT, workers=None)
     print(f"cohort: {COHORT['studies']} synthetic studies in {_shown(data)}, {time.perf_counter() - started:.0f} s")
 
 
@@ -76,6 +76,7 @@ def run_course(data: Path, *, in_place: bool = False) -> None:
     data_state = _data_state(dataset)
     # experiment.ipynb is no chapter: notebook 09 runs it. Its own stored outputs are for authors to renew.
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb" if in_place else "[0-9][0-9]_*.ipynb"))
+    notebooks = [path for path in notebooks if not path.name.endswith(".failed.ipynb")]  # what an earlier run left
     for number, notebook in enumerate(notebooks, start=1):
         parameters = _parameters(notebook, data, work, figures)
         line = f"[{number}/{len(notebooks)}] {notebook.stem:<32}"

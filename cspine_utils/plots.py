@@ -7,37 +7,72 @@ H and F head and feet. Colours are the Okabe-Ito set, which colour-blind readers
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import seaborn as sns
-from matplotlib.colors import LightSource, ListedColormap, to_rgb
+from IPython import get_ipython
+from matplotlib.colors import ListedColormap
+from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from cspine_utils.anatomy import CERVICAL_IDS, LABEL_NAMES, LEVELS, TARGETS
 from cspine_utils.errors import ParameterError
 from cspine_utils.stacks import WINDOWS
+from cspine_utils.surfaces import View
 from cspine_utils.volume import Volume
 
 LEVEL_COLOURS = dict(
     zip(LEVELS, ("#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7"), strict=True)
 )
 _OTHER_COLOUR = "#BBBBBB"  # thoracic vertebrae, all alike: the course is about the neck
+#: The same by label id, as `surfaces.look` wants them.
+LABEL_COLOURS = {i: LEVEL_COLOURS.get(name, _OTHER_COLOUR) for i, name in LABEL_NAMES.items()}
 #: plane -> (axis that is cut, axes shown as rows and columns, letters left/right, letters top/bottom)
 PLANES = {
     "axial": (0, (1, 2), ("R", "L"), ("A", "P")),
     "coronal": (1, (0, 2), ("R", "L"), ("H", "F")),
     "sagittal": (2, (0, 1), ("A", "P"), ("H", "F")),
 }
+#: Levels of grey in a picture: more would show nothing but noise, at a price in bytes.
+GREYS = 36
 
 
 def use_style() -> None:
     """Call once at the top of a notebook."""
     sns.set_theme(context="notebook", style="white", palette="colorblind")
     plt.rcParams.update({"figure.dpi": 64, "savefig.dpi": 120, "figure.constrained_layout.use": True})
+    shell = get_ipython()
+    if shell is not None and "inline" in plt.get_backend():
+        plt.switch_backend(plt.get_backend())  # loads it now: it sets a formatter of its own, which ours replaces
+        shell.display_formatter.formatters["image/png"].for_type(Figure, lambda figure: _png(figure, figure.dpi))
+
+
+def _png(figure, dpi: float) -> bytes:
+    """A figure as a PNG with a palette: half the bytes of matplotlib's own, and the same bytes for equal figures.
+
+    Greys keep `GREYS` levels of their own, so that a large CT picture cannot push the colours out of the palette.
+    """
+    full, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(full, format="png", dpi=dpi, bbox_inches="tight")
+    with Image.open(full) as image:
+        pixels = np.asarray(image.convert("RGB"))
+    is_grey = np.ptp(pixels, axis=-1) < 8
+    index = np.round(pixels[..., 1] * ((GREYS - 1) / 255)).astype(np.uint8)
+    palette = [round(255 * i / (GREYS - 1)) for i in range(GREYS) for _ in range(3)]
+    if not is_grey.all():
+        coloured = Image.fromarray(pixels[~is_grey][None]).quantize(256 - GREYS, dither=Image.Dither.NONE)
+        index[~is_grey] = GREYS + np.asarray(coloured)[0]
+        palette += coloured.getpalette()
+    result = Image.fromarray(index, mode="P")
+    result.putpalette(palette)
+    result.save(small, format="PNG", optimize=True)
+    return small.getvalue()
 
 
 def figures_folder(figures_dir, data_dir) -> Path:
@@ -59,9 +94,9 @@ def figures_folder(figures_dir, data_dir) -> Path:
 
 
 def save(figure, folder, name: str) -> None:
-    """Write `<folder>/<name>.png`, without the writing software's version, so that equal pictures are equal files."""
+    """Write `<folder>/<name>.png`; equal pictures are equal files."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    figure.savefig(Path(folder) / f"{name}.png", metadata={"Software": None})
+    (Path(folder) / f"{name}.png").write_bytes(_png(figure, plt.rcParams["savefig.dpi"]))
 
 
 def cut(array: np.ndarray, plane: str, index: int) -> np.ndarray:
@@ -137,108 +172,58 @@ def windows(volume: Volume, plane: str, index: int):
     return figure
 
 
-def surface(mask: np.ndarray, spacing_mm, view: str = "left") -> np.ndarray:
-    """A shaded picture of the labels as seen from outside: RGB `(rows, columns, 3)`, values 0-1.
-
-    For each line of sight the first labelled voxel is found; its depth gives the shading. `view` is
-    "front", "back", "left" or "right" (the side that the viewer looks at).
-    """
-    axis, reverse_depth, reverse_columns = {
-        "front": (1, False, False),
-        "back": (1, True, True),
-        "right": (2, False, True),
-        "left": (2, True, False),
-    }[view]
-    solid = np.flip(mask, axis) if reverse_depth else mask
-    first = (solid > 0).argmax(axis=axis)
-    seen = np.take_along_axis(solid, np.expand_dims(first, axis), axis).squeeze(axis)
-    depth_mm = np.where(seen > 0, first * spacing_mm[axis], np.nan)
-    columns = 2 if axis == 1 else 1
-    far = np.nanmax(depth_mm) if (seen > 0).any() else 0.0
-    height = -np.nan_to_num(depth_mm, nan=far)
-    shade = LightSource(azdeg=315, altdeg=50).hillshade(
-        height, dx=spacing_mm[columns], dy=spacing_mm[0], vert_exag=0.6, fraction=1.1
-    )
-    colours = np.array(
-        [to_rgb("white")] + [to_rgb(LEVEL_COLOURS.get(LABEL_NAMES.get(i), _OTHER_COLOUR)) for i in range(1, 256)]
-    )
-    picture = colours[seen] * np.where(seen > 0, 0.35 + 0.65 * shade, 1.0)[..., None]
-    return picture[:, ::-1] if reverse_columns else picture
-
-
-def show_surface(ax, mask: np.ndarray, spacing_mm, view: str) -> None:
-    """`surface` on an axis, true to scale, with side letters."""
-    columns = 2 if view in ("front", "back") else 1
-    picture = surface(mask, spacing_mm, view)
-    filled = np.flatnonzero((picture < 1).any(axis=(0, 2)))  # cut the empty sides off, leave a small margin
-    picture = picture[:, max(filled[0] - 4, 0) : filled[-1] + 5] if len(filled) else picture
-    ax.imshow(picture.clip(0, 1), aspect=spacing_mm[0] / spacing_mm[columns], interpolation="bilinear")
-    ax.set_title(f"seen from the {view}", fontsize=10)
-    ax.set(xticks=[], yticks=[])
+def show_surface(ax, view: View, title: str = "") -> None:
+    """A picture of `surfaces` on an axis, true to scale, with side letters and a bar of 2 cm."""
+    rows, columns = view.picture.shape[:2]
+    ink, paper = ("white", "black") if view.picture[0, 0].sum() < 1.5 else ("black", "white")
+    ax.imshow(view.picture, interpolation="antialiased")
+    ax.set_title(title, fontsize=10, pad=12)
+    ax.set(xticks=[], yticks=[], facecolor=view.picture[0, 0])
     sns.despine(ax=ax, left=True, bottom=True)
-    letters = {"front": "RL", "back": "LR", "right": "PA", "left": "AP"}[view]
-    ax.set_xlabel(f"{letters[0]}  <-   ->  {letters[1]}", fontsize=9)
+    places = {"left": (0.0, 0.05), "right": (1.0, 0.05), "top": (0.5, -0.01), "bottom": (0.5, 1.01)}
+    for side, letter in view.side_letters().items():
+        x, y = places[side][0] * columns, places[side][1] * rows
+        ax.text(x, y, letter, color=ink, ha="center", va="center", **_LETTER, path_effects=_outline(paper))
+    end, low = 20.0 / view.pixel_mm, 1.01 * rows + 4.0 / view.pixel_mm
+    ax.plot([0, end], [low, low], color=ink, linewidth=2, clip_on=False)
+    ax.text(0, low, "2 cm", color=ink, fontsize=8, va="bottom")
 
 
-def overview(study):
-    """The first picture of the course: a neck, its label map, and its lowest fracture with its box.
+def label_parts(ax, spots: dict[str, np.ndarray], *, fontsize=9) -> None:
+    """Names beside a picture, each with an arrow to its part.
 
-    `study` is a `phantom.Rendered` with at least one fracture.
+    `spots` is name -> (column, row) `(n, 2)` in pixels of the picture, one row for each side of the body that has the
+    part. One of them gets the arrow. A name stands on the side of the picture that its part is on; where there is a
+    choice, on the side with fewer names.
     """
-    volume, mask = Volume(study.hu, study.affine), study.labels
-    middle = int(np.median(np.argwhere(mask == 4)[:, 2]))
-    lowest = max(box.level for box in study.boxes)
-    boxes = [box for box in study.boxes if box.level == lowest]
-    box = max(boxes, key=lambda b: study.altered[b.slice_index].sum())
-    figure, axes = plt.subplots(1, 4, figsize=(14, 4.4), width_ratios=[0.8, 0.8, 0.9, 0.9])
-    show_plane(axes[0], volume, "sagittal", middle, title="a synthetic neck")
-    show_plane(axes[1], volume, "sagittal", middle, mask=mask, title="its label map, C1-C7")
-    show_surface(axes[2], mask, volume.spacing_mm, "front")
-    rectangle = [(box.x, box.y, box.width, box.height)]
-    show_plane(
-        axes[3], volume, "axial", box.slice_index, boxes=rectangle, title=f"a fracture of {box.level} and its box"
-    )
-    half = 35 / volume.spacing_mm[1]
-    axes[3].set_xlim(box.x + box.width / 2 - half, box.x + box.width / 2 + half)
-    axes[3].set_ylim(box.y + box.height / 2 + half, box.y + box.height / 2 - half)
-    level_legend(figure, mask)
-    return figure
+    (left, right), (bottom, top) = ax.get_xlim(), ax.get_ylim()
+    names: dict[str, list] = {"left": [], "right": []}
+    for name, spot in sorted(spots.items(), key=lambda item: (len(item[1]), -abs(item[1][0, 0] - (left + right) / 2))):
+        off = spot[:, 0] - (left + right) / 2
+        sides = {"left" if o < 0 else "right" for o in off if abs(o) > 0.05 * (right - left)} or {"left", "right"}
+        side = min(sorted(sides), key=lambda s: len(names[s]))  # where the part is; the emptier one if it may be both
+        pick = off.argmin() if side == "left" else off.argmax()
+        names[side].append((spot[pick, 1], spot[pick, 0], name))
+    for side, entries in names.items():
+        x, align = (left, "right") if side == "left" else (right, "left")
+        heights = _spread([row for row, *_ in sorted(entries)], 0.095 * abs(bottom - top) * fontsize / 9)
+        for height, (row, column, name) in zip(heights, sorted(entries), strict=True):
+            for colour, width in (("white", 3.0), ("black", 1.0)):
+                arrow = {"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 1, "shrinkB": 0}
+                ax.annotate(
+                    name if colour == "black" else "", (column, row), (x + 0.02 * (x - (left + right) / 2), height),
+                    ha=align, va="center", fontsize=fontsize, annotation_clip=False, arrowprops=arrow,
+                )  # fmt: skip
 
 
-def twin_gallery(pairs: dict, *, crop_mm: float = 70.0):
-    """Fractured, intact and their difference, a row a pair, where most of the fracture is to be seen.
-
-    Parameters
-    ----------
-    pairs : title -> (fractured, intact, plane), the first two `phantom.Rendered` of one plan
-    crop_mm : side of the square that is shown, around the altered voxels
-    """
-    figure, axes = plt.subplots(len(pairs), 3, figsize=(8.4, 2.9 * len(pairs)), squeeze=False)
-    for row, (title, (fractured, intact, plane)) in zip(axes, pairs.items(), strict=True):
-        index, row_limits, column_limits = _clearest_view(fractured, plane, crop_mm)
-        volumes = [Volume(study.hu, study.affine) for study in (fractured, intact)]
-        for ax, volume, name in zip(row, volumes, (title, "intact twin"), strict=False):
-            show_plane(ax, volume, plane, index, title=f"{name} ({plane})")
-        difference = cut(fractured.hu, plane, index).astype(float) - cut(intact.hu, plane, index)
-        rows, columns = PLANES[plane][1]
-        aspect = volumes[0].spacing_mm[rows] / volumes[0].spacing_mm[columns]
-        row[2].imshow(difference, cmap="PuOr", vmin=-800, vmax=800, aspect=aspect, interpolation="nearest")
-        row[2].set_title("difference", fontsize=10)
-        row[2].set_xlabel("orange: darker, purple: brighter\n(full colour at 800 HU)", fontsize=8)
-        row[2].set(xticks=[], yticks=[])
-        for ax in row:
-            ax.set(xlim=column_limits, ylim=row_limits[::-1], facecolor="black")  # beyond the scan there is nothing
-    return figure
-
-
-def _clearest_view(study, plane: str, crop_mm: float):
-    """(index, (row from, to), (column from, to)) of the slice of a plane that shows most of the fracture."""
-    axis, shown, *_ = PLANES[plane]
-    index = int(study.altered.sum(axis=shown).argmax())
-    centre = np.argwhere(cut(study.altered, plane, index)).mean(axis=0)
-    spacing = Volume(study.hu, study.affine).spacing_mm
-    half = [crop_mm / 2 / spacing[axis] for axis in shown]
-    return index, *((c - h, c + h) for c, h in zip(centre, half, strict=True))
+def _spread(wanted: list[float], apart: float) -> list[float]:
+    """Places in the same order, at least `apart` from each other and as near as may be to the wanted ones."""
+    places = list(wanted)
+    for _ in range(200):
+        for i in range(len(places) - 1):
+            if (short := apart - (places[i + 1] - places[i])) > 0:
+                places[i], places[i + 1] = places[i] - short / 2, places[i + 1] + short / 2
+    return places
 
 
 def loss_curves(histories: dict, *, train_constant: float, validation_constant: float, title: str):
@@ -279,9 +264,18 @@ def prevalence_bars(rates: dict[str, np.ndarray], counts: dict[str, int]):
     return figure
 
 
+_LETTER = {"fontsize": 9, "fontweight": "bold"}
+
+
+def _outline(colour: str):
+    """Makes letters readable on whatever lies below them."""
+    return [withStroke(linewidth=2, foreground=colour)]
+
+
 def _side_letters(ax, plane: str) -> None:
     _, _, (left, right), (top, bottom) = PLANES[plane]
-    outline = [withStroke(linewidth=2, foreground="black")]  # readable on bone, too
-    style = {"color": "white", "fontsize": 9, "fontweight": "bold", "ha": "center", "va": "center"}
-    for x, y, letter in ((0.05, 0.5, left), (0.95, 0.5, right), (0.5, 0.95, top), (0.5, 0.05, bottom)):
-        ax.text(x, y, letter, transform=ax.transAxes, path_effects=outline, **style)
+    for x, y, letter in ((0.05, 0.94, left), (0.95, 0.94, right), (0.5, 0.94, top), (0.5, 0.06, bottom)):
+        ax.text(
+            x, y, letter, transform=ax.transAxes, color="white", ha="center", va="center", **_LETTER,
+            path_effects=_outline("black"),
+        )  # fmt: skip

@@ -24,11 +24,12 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--size", type=int, default=128, help="pixels across (default 128)")
     parser.add_argument("--difficulty", default="standard", help=", ".join(DIFFICULTIES) + " (default standard)")
     parser.add_argument("--prevalence", default="rsna", help=", ".join(PREVALENCES) + " (default rsna)")
-    args = parser.parse_args(arguments)
+    parser.add_argument("--twins", action="store_true", help="also write the intact twin of every fractured study")
+    parser.add_argument("--workers", type=int, help="processes (default: one a core, for a few studies just one)")
+    parser.add_argument("--device", default="cpu", help="torch device that renders (default cpu)")
+    args = vars(parser.parse_args(arguments))
     try:
-        write_cohort(
-            args.out, args.studies, args.seed, size=args.size, difficulty=args.difficulty, prevalence=args.prevalence
-        )
+        write_cohort(args.pop("out"), args.pop("studies"), args.pop("seed"), **args)
     except CSpineError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -14,8 +14,9 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, ImplicitVRLittleEndian, JPEGLossless
 
-from .sdf import Grid
-from .study import Rendered
+from .scanner import KERNELS
+from .study import StudyPlan
+from .truth import Rendered
 
 HEAD_FIRST, FEET_FIRST = "head_to_feet", "feet_to_head"
 
@@ -77,10 +78,11 @@ def draw_storage(studies: int, rng: np.random.Generator, mask_share: float) -> l
     return result
 
 
-def write_series(folder: Path, hu: np.ndarray, grid: Grid, storage: Storage, uid: str, index: int) -> None:
+def write_series(folder: Path, hu: np.ndarray, plan: StudyPlan, storage: Storage) -> None:
     """Write `<number>.dcm` per slice into `folder` (made here). `hu`: int16 `(d, h, w)`, head -> feet."""
+    grid, uid = plan.grid, plan.uid
     folder.mkdir(parents=True)
-    header = _header(grid, storage, uid, index)
+    header = _header(plan, storage)
     stored = (hu - np.int16(storage.intercept)).astype("<i2" if storage.signed else "<u2")
     x, y, z = grid.origin_lps
     for d, pixels in enumerate(stored):
@@ -99,8 +101,9 @@ def write_series(folder: Path, hu: np.ndarray, grid: Grid, storage: Storage, uid
         header.save_as(folder / f"{number}.dcm", enforce_file_format=True)
 
 
-def _header(grid: Grid, storage: Storage, uid: str, index: int) -> Dataset:
+def _header(plan: StudyPlan, storage: Storage) -> Dataset:
     """Everything that is the same in all slices of a series: the modules of CT Image Storage."""
+    grid, uid, index = plan.grid, plan.uid, plan.index
     meta = FileMetaDataset()
     meta.MediaStorageSOPClassUID = CTImageStorage
     meta.TransferSyntaxUID = storage.transfer_syntax
@@ -113,10 +116,16 @@ def _header(grid: Grid, storage: Storage, uid: str, index: int) -> Dataset:
     ds.StudyTime = ds.SeriesTime = ds.ContentTime = "120000"
     ds.AccessionNumber = ds.ReferringPhysicianName = ds.PatientBirthDate = ds.PatientSex = ""
     ds.Modality, ds.Manufacturer = "CT", "Synthetic phantom"
-    ds.StudyDescription, ds.SeriesDescription = "CT cervical spine, synthetic", "Axial bone"
+    ds.StudyDescription, ds.SeriesDescription = "CT cervical spine, synthetic", "Axial"
     ds.PatientName = ds.PatientID = f"PHANTOM^{index:04d}"
     ds.BodyPartExamined, ds.PatientPosition = "CSPINE", "HFS"
-    ds.SliceThickness, ds.KVP, ds.ConvolutionKernel = f"{grid.thickness_mm:g}", "120", "BONE"
+    ds.SliceThickness, ds.KVP, ds.ConvolutionKernel = (
+        f"{grid.thickness_mm:g}",
+        "120",
+        KERNELS[plan.scan.kernel].dicom_name,
+    )
+    if plan.surroundings.contrast_hu is not None:
+        ds.ContrastBolusAgent = "IODINE"
     ds.StudyInstanceUID, ds.SeriesInstanceUID, ds.FrameOfReferenceUID = uid, f"{uid}.1", f"{uid}.2"
     ds.StudyID, ds.SeriesNumber, ds.AcquisitionNumber = str(index), 1, 1
     ds.PositionReferenceIndicator = ""

@@ -1,245 +1,279 @@
-"""What surrounds the vertebrae: unlabelled bones, muscles and fat, cord and discs, airway, lungs, skin and air.
+"""Bones without a label: skull base, jaws with teeth, hyoid, ribs, collar bones, breastbone.
 
-Frames as in `sdf`. HU of soft tissue: muscle 45-60, fat -120 to -90, CSF about 10, cord 30-40 (Hounsfield-scale
-tables); disc 85, thyroid 100 and the shapes of all soft parts are textbook values.
+All sizes are textbook values in mm for a mean skeleton. Skull and jaws live in the frame of `Spine.skull` (origin at
+the middle of C1, x to the left, y to the back, z to the head), the hyoid in that of C4, the ribs in those of their
+vertebrae.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
-import torch.nn.functional as F
 
-from .anatomy import BONES, JOINT_MM, Patient, Spine
-from .sdf import Field, Grid, Pose, Primitive, block, capsule, coverage, noise, overlap, smoothstep
+from .grid import Grid, coverage, mix
+from .hounsfield import AIR_HU, DENTINE_HU, ENAMEL_HU
+from .patient import Patient, Spine
+from .sdf import Field, Pose, Primitive, block, capsule, overlap, plate, smooth_min
+from .surroundings import CROWN_Z, TOOTH_PLACES
+from .vertebrae import JOINT_MM
 
-AIR_HU, LUNG_HU, SKIN_HU, FAT_HU, MUSCLE_HU = -1000.0, -870.0, 40.0, -100.0, 55.0
-DISC_HU, CORD_HU, CSF_HU, EPIDURAL_HU, BRAIN_HU = 85.0, 38.0, 10.0, -60.0, 35.0
+#: Ellipsoids whose union is the outside of the skull: middle and half axes. The second one stands for both
+#: cerebellar fossae.
+VAULT = (((0.0, 28.0, 62.0), (71.0, 70.0, 46.0)), ((22.0, 38.0, 42.0), (40.0, 40.0, 34.0)))
+VAULT_MM = 4.2
 
-#: Outline of head, neck and shoulders at some vertebrae: half width, half depth, centre behind the body's centre (mm).
-_OUTLINE = {
-    "C1": (74.0, 92.0, -14.0),
-    "C2": (70.0, 82.0, -12.0),
-    "C3": (63.0, 68.0, -6.0),
-    "C4": (59.0, 61.0, -1.0),
-    "C5": (58.0, 59.0, 2.0),
-    "C6": (62.0, 60.0, 4.0),
-    "C7": (76.0, 63.0, 4.0),
-    "T1": (104.0, 68.0, 3.0),
-    "T2": (140.0, 74.0, 2.0),
+#: Pneumatised part of the mastoid: middle and half axes; the cells' spacing.
+MASTOID, CELL_MM = ((49.0, 15.0, 13.0), (9.5, 13.0, 15.0)), 4.6
+
+#: Front teeth that `TOOTH_PLACES` leaves out: canine and incisors.
+FRONT_TEETH = ((13.0, -80.5), (8.5, -84.5), (3.0, -86.5))
+
+#: First to third rib from head to front end, in the frame of the vertebra; the first two points follow its size.
+RIBS = {
+    "T1": ((56.0, 12.0, -5.0), (60.0, -14.0, -14.0), (47.0, -40.0, -25.0), (27.0, -56.0, -33.0)),
+    "T2": ((66.0, 20.0, -8.0), (80.0, -10.0, -24.0), (72.0, -45.0, -42.0), (45.0, -66.0, -56.0)),
+    "T3": ((62.0, 28.0, -10.0), (88.0, 5.0, -26.0)),
 }
-
-#: Airway: half width, half depth, centre in front of the body's centre (mm): nasopharynx, larynx, trachea.
-_AIRWAY = {
-    "C1": (14.0, 8.0, -27.0),
-    "C2": (13.0, 7.5, -26.0),
-    "C3": (13.0, 7.0, -26.0),
-    "C4": (11.0, 8.0, -28.0),
-    "C5": (8.0, 10.0, -31.0),
-    "C6": (7.5, 10.0, -32.0),
-    "C7": (8.5, 9.0, -31.0),
-    "T1": (9.0, 8.5, -31.0),
-    "T2": (9.0, 8.5, -31.0),
-}
-
-#: Soft parts beside the midline at C5: place (x, y) and half-axes in mm, drift of x and y per mm towards the head, HU.
-_PARTS = (
-    ("longus colli", 8, -13, 6, 4, 0.0, 0.0, 55),
-    ("anterior scalene", 24, -7, 6, 7, 0.0, 0.02, 55),
-    ("middle scalene", 31, 3, 7, 8, -0.03, 0.0, 55),
-    ("sternocleidomastoid", 42, -20, 8, 14, 0.06, 0.30, 58),
-    ("levator scapulae", 38, 17, 7, 9, 0.02, -0.06, 55),
-    ("multifidus", 9, 27, 7, 8, 0.0, 0.0, 52),
-    ("semispinalis cervicis", 20, 30, 9, 8, 0.0, 0.0, 54),
-    ("semispinalis capitis", 14, 42, 11, 7, 0.02, 0.0, 54),
-    ("splenius", 30, 38, 10, 6, 0.0, 0.0, 57),
-    ("trapezius", 20, 52, 24, 6, -0.05, 0.0, 58),
-    ("carotid", 25, -24, 4, 4, 0.02, 0.05, 46),
-    ("jugular", 33, -23, 6, 5, 0.03, 0.08, 46),
-    ("carotid fat", 28, -15, 6, 4, 0.0, 0.05, -95),
-    ("posterior triangle fat", 44, 2, 7, 9, 0.0, 0.02, -98),
-    ("thyroid", 19, -34, 7, 10, 0.02, 0.0, 75),
-    ("strap muscles", 14, -49, 12, 6, 0.02, 0.0, 55),
-    ("oesophagus", 4, -19, 6, 4, 0.0, 0.0, 45),
-    ("pharyngeal wall", 7, -32, 9, 13, 0.0, 0.0, 50),
-    ("submandibular fat", 32, -42, 12, 8, 0.02, 0.0, -80),
-    ("nuchal fat", 1.5, 56, 2.5, 6, 0.0, 0.0, -90),
-)
 
 
 def build_other_bones(grid: Grid, spine: Spine, patient: Patient, vertebrae: dict[str, Field]) -> list[Field]:
-    """Skull base with condyles, jaw, hyoid and the first ribs: bone without a label (their sizes: textbook values)."""
+    """Distance fields of the unlabelled bones that touch `grid`, a joint space away from `vertebrae` (any subset)."""
+    makers = (_skull(grid, spine, patient), _jaws(grid, spine, patient), _hyoid(grid, spine, patient))
+    fields = [
+        field for maker in (*makers, _ribs(grid, spine, patient), _shoulder(grid, spine, patient)) for field in maker
+    ]
+    for field in fields:
+        for bone in vertebrae.values():
+            if (common := overlap(field, bone)) is not None:
+                mine, other = common
+                field.d[mine] = torch.maximum(field.d[mine], JOINT_MM - bone.d[other])
+    return fields
+
+
+def _started(grid: Grid, pose: Pose, low, high, k: float) -> Field | None:
+    """An empty field, or None if its box does not touch the grid; the box is given for a mean skeleton."""
+    field = Field(grid, pose, tuple(k * v for v in low), tuple(k * v for v in high))
+    return field if field.d.numel() else None
+
+
+def _rod(field: Field, points, radii, k: float, stretch=(1.0, 1.0, 1.0), fillet: float = 2.0) -> None:
+    """A chain of rods through `points` (mm of a mean skeleton) whose radius runs through `radii`."""
+    for (a, b), (ra, rb) in zip(
+        zip(points, points[1:], strict=False), zip(radii, radii[1:], strict=False), strict=True
+    ):
+        field.add(capsule(np.multiply(a, k), np.multiply(b, k), ra * k, rb * k, stretch), fillet)
+
+
+def _mirrored(side: int, points) -> list[tuple[float, float, float]]:
+    return [(side * x, y, z) for x, y, z in points]
+
+
+def _ellipsoid(x, y, z, middle, half, k: float) -> torch.Tensor:
+    """Roughly the distance (mm) to an ellipsoid of a mean skeleton scaled by `k`."""
+    r = [(v - m * k) / (h * k) for v, m, h in zip((x, y, z), middle, half, strict=True)]
+    return (torch.sqrt(r[0] ** 2 + r[1] ** 2 + r[2] ** 2) - 1.0) * (min(half) * k)
+
+
+def vault(x: torch.Tensor, y: torch.Tensor, z: torch.Tensor, k: float) -> torch.Tensor:
+    """Distance (mm) to the outside of the skull, in the frame of the skull."""
+    main, fossae = ((x, *VAULT[0]), (x.abs(), *VAULT[1]))
+    return smooth_min(*(_ellipsoid(side, y, z, middle, half, k) for side, middle, half in (main, fossae)), 10.0)
+
+
+def mastoid(side: int, k: float) -> Primitive:
+    """The part of a mastoid that holds air cells."""
+    (mx, my, mz), half = MASTOID
+    middle = np.array((side * mx, my, mz))
+
+    def distance(x, y, z):
+        return _ellipsoid(x, y, z, middle, half, k)
+
+    return Primitive(distance, tuple(k * (middle - half)), tuple(k * (middle + half)))
+
+
+def _cells(side: int, k: float) -> Primitive:
+    """Air cells of a mastoid: a bent lattice of balls inside it, 2.5 mm under its surface."""
+    solid = mastoid(side, k)
+
+    def distance(x, y, z):
+        bent = (
+            x + 1.8 * torch.sin(0.62 * z + y / 3),
+            y + 1.8 * torch.sin(0.55 * x + 1.0),
+            z + 1.5 * torch.sin(0.7 * y + 2.0),
+        )
+        folded = [v - CELL_MM * torch.round(v / CELL_MM) for v in bent]
+        ball = torch.sqrt(folded[0] ** 2 + folded[1] ** 2 + folded[2] ** 2) - 0.44 * CELL_MM
+        return torch.maximum(0.55 * ball, solid.distance(x, y, z) + 2.0)
+
+    return Primitive(distance, solid.low, solid.high)
+
+
+def _skull(grid: Grid, spine: Spine, patient: Patient) -> Iterator[Field]:
+    """Occiput with condyles and foramen magnum, clivus, temporal bones with mastoids and styloids, pterygoid plates."""
     k = patient.scale
-    skull = Field(grid, spine.skull, (-95.0, -70.0, 2.0), (95.0, 110.0, 60.0))
+    for side in (-1, 1):
+        low, high = sorted((side * 28.0, side * 40.0))
+        styloid = _started(grid, spine.skull, (low, -25.0, -20.0), (high, -2.0, 18.0), k)
+        if styloid is not None:
+            _rod(styloid, _mirrored(side, [(37, -5, 16), (34, -13, 0), (31, -21, -16)]), (1.9, 1.4, 0.9), k)
+            yield styloid
+    skull = _started(grid, spine.skull, (-74.0, -50.0, -2.0), (74.0, 94.0, 30.0), k)
+    if skull is None:
+        return
 
     def shell(x, y, z):
-        r = torch.sqrt((x / 72.0) ** 2 + ((y - 8.0) / 92.0) ** 2 + ((z - 64.0) / 50.0) ** 2)
-        return ((r - 1.0).abs() * 50.0 - 2.6) * 0.9
+        return (vault(x, y, z, k) + VAULT_MM / 2).abs() - VAULT_MM / 2
 
-    skull.add(Primitive(shell, (-76, -90, 8), (76, 104, 60)), 0.0)
+    skull.add(Primitive(shell, (-74 * k, -45 * k, 7 * k), (74 * k, 100 * k, 60 * k)), 0.0)
+    _rod(skull, [(0, 31, 11), (0, 60, 14), (0, 76, 26)], (3.5, 4.0, 6.0), k, stretch=(1.6, 1, 1), fillet=4.0)
+    _rod(skull, [(0, -7, 16), (0, -22, 36)], (4.2, 6.0), k, stretch=(2.4, 1, 1), fillet=3.0)  # clivus
     for side in (-1, 1):
-        skull.add(block((side * 17.0 * k, 0.0, 13.0), (6.0, 9.0, 5.0), 3.0, slope_x=-0.35), 4.0)
-        skull.add(capsule((side * 50.0, 4.0, 14.0), (side * 46.0, 12.0, 2.0), 7.0, 4.5), 3.0)  # mastoid
-    skull.add(capsule((0, -9.0, 17.0), (0, -30.0, 45.0), 5.0, 7.0, stretch=(2.2, 1, 1)), 3.0)  # clivus
-    skull.carve(capsule((0, 8.0, -5.0), (0, 10.0, 40.0), 14.0 * k, stretch=(1.0, 1.2, 1.0)), 2.0)
-    for name in ("C1", "C2"):
-        if (common := overlap(skull, vertebrae[name])) is not None:
-            mine, other = common
-            skull.d[mine] = torch.maximum(skull.d[mine], JOINT_MM - vertebrae[name].d[other])
-
-    face = Field(grid, spine.skull, (-60.0, -105.0, -70.0), (60.0, -5.0, 30.0))
-    hyoid_z = -52.0 * k
-    for side in (-1, 1):
-        jaw = [
-            (50.0, -18.0, 16.0),
-            (47.0, -24.0, -22.0),
-            (44.0, -34.0, -34.0),
-            (30.0, -68.0, -38.0),
-            (0.0, -88.0, -40.0),
-        ]
-        for a, b in zip(jaw, jaw[1:], strict=False):
-            face.add(capsule((side * a[0], *a[1:]), (side * b[0], *b[1:]), 3.2, 3.6, stretch=(1, 1.6, 1.8)), 2.0)
-        face.add(capsule((0, -46.0, hyoid_z), (side * 12.0, -42.0, hyoid_z), 2.6, 2.0), 1.0)
-        face.add(capsule((side * 12.0, -42.0, hyoid_z), (side * 20.0, -22.0, hyoid_z + 3.0), 1.8, 1.4), 1.0)
-
-    ribs = []
-    for name, tip in (("T1", -14.0), ("T2", -20.0)):
-        s = spine.sizes[name]
-        rib = Field(grid, spine.poses[name], (-75.0, -45.0, -30.0), (75.0, 30.0, 14.0))
-        path = [
-            (s.width / 2 + 3.5, s.depth / 2 - 1.0, 3.0),
-            (s.transverse + 2, s.depth / 2 + 6.0, 0.0),
-            (s.transverse + 18, 2.0, -6.0),
-            (s.transverse + 16, -30.0, tip),
-        ]
-        for side in (-1, 1):
-            for a, b in zip(path, path[1:], strict=False):
-                rib.add(capsule((side * a[0], *a[1:]), (side * b[0], *b[1:]), 3.0, 3.4, stretch=(1, 1, 1.3)), 2.0)
-        for bone in vertebrae.values():
-            if (common := overlap(rib, bone)) is not None:
-                mine, other = common
-                rib.d[mine] = torch.maximum(rib.d[mine], JOINT_MM - bone.d[other])
-        ribs.append(rib)
-    return [skull, face, *ribs]
-
-
-def _track(spine: Spine, z: np.ndarray, table: dict[str, tuple[float, ...]], scale: float) -> np.ndarray:
-    """Values tabulated per vertebra, interpolated to heights `z` (mm): `(len(z), columns)`, times `scale`."""
-    names = [name for name in BONES[::-1] if name in table]  # np.interp wants heights that rise
-    heights = [spine.poses[name].centre[2] for name in names]
-    return scale * np.stack([np.interp(z, heights, [table[n][i] for n in names]) for i in range(len(table["C2"]))], 1)
-
-
-def _column(values) -> torch.Tensor:
-    return torch.as_tensor(np.asarray(values), dtype=torch.float32)[:, None, None]
-
-
-def _ellipse(x, y, cx, cy, rx, ry) -> torch.Tensor:
-    """Roughly the distance (mm) to an ellipse in each slice; centres and half-axes are columns over d."""
-    return (torch.sqrt(((x - cx) / rx) ** 2 + ((y - cy) / ry) ** 2) - 1.0) * torch.minimum(rx, ry)
-
-
-def soft_tissue(grid: Grid, spine: Spine, patient: Patient, rng: np.random.Generator) -> torch.Tensor:
-    """HU of everything but bone, float32 `(d, h, w)`."""
-    z, y, x = (axis.numpy() for axis in grid.axes())
-    centre = _track(spine, z, {n: tuple(spine.poses[n].centre[:2]) for n in BONES}, 1.0)
-    cx, cy = _column(centre[:, 0]), _column(centre[:, 1])
-    hu = _muscles(grid, spine, centre, rng)
-    x, y = torch.from_numpy(x)[None, None], torch.from_numpy(y)[None, :, None]
-
-    shape = _track(spine, z, _OUTLINE, patient.scale)
-    skin = _ellipse(
-        x,
-        y,
-        cx,
-        cy + _column(shape[:, 2]),
-        _column(shape[:, 0] * patient.neck[0]),
-        _column(shape[:, 1] * patient.neck[1]),
-    )
-    fat = float(rng.uniform(3.0, 9.0))
-    hu = torch.lerp(hu, torch.tensor(FAT_HU), coverage(-skin - fat - 2.0, 2.5))
-    hu = torch.lerp(hu, torch.tensor(SKIN_HU), coverage(-skin - 1.6, grid.voxel_mm))
-
-    _canal_contents(hu, grid, spine, x, y, z)
-    for upper, lower in zip(BONES[1:], BONES[2:], strict=False):
-        _disc(hu, grid, spine, upper, lower)
-    air = _track(spine, z, _AIRWAY, patient.scale)
-    lungs = spine.poses["T2"].centre + [0.0, -14.0, -22.0]
-    for side in (-1, 1):
-        apex = torch.sqrt(
-            ((x - float(lungs[0]) - side * 42.0) / 26.0) ** 2
-            + ((y - float(lungs[1])) / 34.0) ** 2
-            + ((_column(z) - float(lungs[2])) / 36.0) ** 2
+        skull.add(
+            block((side * 18.0 * k, 0.5 * k, 11.5 * k), (6.2 * k, 10.5 * k, 6.0 * k), 3.5, slope_x=-0.3, skew=0.38), 4.0
         )
-        low = z < lungs[2] + 38.0
-        hu[low] = torch.lerp(hu[low], torch.tensor(LUNG_HU), coverage((apex[low] - 1.0) * 26.0, grid.voxel_mm))
-    airway = _ellipse(x, y, cx, cy + _column(air[:, 2]), _column(air[:, 0]), _column(air[:, 1]))
-    hu = torch.lerp(hu, torch.tensor(AIR_HU), coverage(airway, grid.voxel_mm))
-    return torch.lerp(hu, torch.tensor(AIR_HU), coverage(-skin, grid.voxel_mm))
+        _rod(skull, _mirrored(side, [(20, 10, 16), (30, 24, 13)]), (5.0, 4.0), k, fillet=4.0)  # jugular process
+        skull.add(mastoid(side, k), 3.0)
+        skull.carve(_cells(side, k), 0.3)
+        _rod(skull, _mirrored(side, [(50, 2, 24), (13, -17, 27)]), (8.0, 6.0), k, fillet=4.0)  # petrous bone
+        _rod(skull, _mirrored(side, [(13, -32, 24), (15, -36, 2)]), (1.4, 1.2), k, stretch=(1, 3.2, 1))
+    skull.carve(capsule((0, 13.0 * k, -12.0), (0, 12.0 * k, 60.0), 14.2 * k, stretch=(1.0, 1.22, 1.0)), 2.0)
+    for side in (-1, 1):  # canal of the carotid, hole of the jugular vein
+        skull.carve(capsule((side * 25 * k, -8 * k, -5), (side * 26 * k, -8 * k, 40), 3.2 * k), 1.0)
+        skull.carve(capsule((side * 29 * k, 4 * k, 4), (side * 28 * k, 2 * k, 40), 4.2 * k), 1.0)
+    yield skull
 
 
-def _muscles(grid: Grid, spine: Spine, centre: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
-    """Each voxel belongs to the nearest soft part; thin fat lies where two parts meet. Half resolution, then enlarged.
-
-    Soft borders carry no fine detail in a bone-window course, and an eighth of the voxels makes this cheap.
-    """
-    z, y, x = (axis[::2] for axis in grid.axes())
-    cx, cy = _column(centre[::2, 0]), _column(centre[::2, 1])
-    up = z[:, None, None] - float(spine.poses["C5"].centre[2])
-    shape = (len(z), len(y), len(x))
-    wobble = [
-        2.2 * noise(shape, tuple(2 * s for s in (grid.step_mm, grid.pixel_mm, grid.pixel_mm)), 16.0, rng)
-        for _ in range(2)
-    ]
-    x = x[None, None] - cx + wobble[0]
-    y = y[None, :, None] - cy + wobble[1]
-    best, second, hu = torch.full(shape, 1e3), torch.full(shape, 1e3), torch.full(shape, MUSCLE_HU)
-    for _, px, py, rx, ry, drift_x, drift_y, value in _PARTS:
-        dy = (y - (py + drift_y * up)) / ry
-        for side in (-1, 1):
-            dx = (x - side * (px + drift_x * up)) / rx
-            f = (torch.sqrt(dx * dx + dy * dy) - 1.0) * min(rx, ry)
-            second = torch.minimum(second, torch.maximum(best, f))
-            hu = torch.where(f < best, torch.full((), value + float(rng.normal(0.0, 2.0))), hu)
-            best = torch.minimum(best, f)
-    between = coverage((second - best) - 1.6, 1.6)
-    hu = torch.lerp(hu, torch.tensor(FAT_HU), 0.75 * between)
-    return F.interpolate(hu[None, None], size=grid.shape, mode="trilinear", align_corners=False)[0, 0]
-
-
-def _canal_contents(hu: torch.Tensor, grid: Grid, spine: Spine, x, y, z: np.ndarray) -> None:
-    """Epidural fat, CSF and cord along the canal, painted into `hu` (cord 8 x 13 mm, after AJNR 11:369)."""
-    middle = _track(spine, z, {n: tuple(spine.canal(n)[:2]) for n in BONES}, 1.0)
-    kx, ky = middle.mean(axis=0)
-    rows, cols = (torch.nonzero((axis.flatten() - k).abs() < 26.0).flatten() for axis, k in ((y, ky), (x, kx)))
-    if not len(rows) or not len(cols):
+def _jaws(grid: Grid, spine: Spine, patient: Patient) -> Iterator[Field]:
+    """Right and left half of the mandible with ramus, condyle and sockets; hard palate with the upper sockets."""
+    k = patient.scale
+    for side in (-1, 1):
+        low, high = (-2.0, -98.0, -52.0), (62.0, -4.0, 26.0)
+        if side < 0:
+            low, high = (-high[0], *low[1:]), (-low[0], *high[1:])
+        jaw = _started(grid, spine.skull, low, high, k)
+        if jaw is None:
+            continue
+        wall = _mirrored(side, [(48.5, -16, -8), (45.5, -44, -8)])
+        jaw.add(plate(*np.multiply(wall, k), 24.0 * k, 2.9 * k), 1.5)
+        jaw.carve(capsule(*np.multiply(_mirrored(side, [(30, -30, 20), (66, -30, 20)]), k), 8.5 * k), 1.0)
+        _rod(jaw, _mirrored(side, [(47.5, -17, 6), (48, -14, 15)]), (3.0, 3.2), k)
+        _rod(jaw, _mirrored(side, [(43, -14, 17), (54, -13, 18)]), (4.2, 3.8), k)
+        _rod(jaw, _mirrored(side, [(47, -20, -28), (44, -42, -36)]), (3.8, 4.6), k, stretch=(1, 1, 1.3))
+        for a, b in (
+            ((44.5, -40, -33), (24, -68, -35)),
+            ((24, -68, -35), (10, -86, -36)),
+            ((10, -86, -36), (0, -89, -36)),
+        ):
+            jaw.add(plate(*np.multiply(_mirrored(side, [a, b]), k), 12.5 * k, 4.4 * k), 2.0)
+        for x, y in TOOTH_PLACES + FRONT_TEETH:
+            jaw.carve(_root(side * x, y, "lower", k, 0.35), 0.3)
+        yield jaw
+    palate = _started(grid, spine.skull, (-34.0, -94.0, -8.0), (34.0, -34.0, 16.0), k)
+    if palate is None:
         return
-    part = (slice(None), slice(int(rows[0]), int(rows[-1]) + 1), slice(int(cols[0]), int(cols[-1]) + 1))
-    px, py = x[:, :, part[2]], y[:, part[1]]
-    cx, cy = _column(middle[:, 0]), _column(middle[:, 1])
-    one = torch.ones_like(cx)
-    for rx, ry, value in ((11.5, 8.0, EPIDURAL_HU), (9.5, 6.3, CSF_HU), (6.3, 3.8, CORD_HU)):
-        inside = coverage(_ellipse(px, py, cx, cy, rx * one, ry * one), grid.voxel_mm)
-        hu[part] = torch.lerp(hu[part], torch.tensor(value), inside)
+    palate.add(block((0, -62.0 * k, 8.5 * k), (23.0 * k, 22.0 * k, 1.8 * k), 1.5), 1.5)
+    for side in (-1, 1):
+        row = ((28.5, -38, 1), (24.5, -58, 1), (16, -77, 1), (6, -87, 1), (0, -88, 1))
+        for a, b in zip(row, row[1:], strict=False):
+            palate.add(plate(*np.multiply(_mirrored(side, [a, b]), k), 8.0 * k, 4.6 * k), 2.0)
+    for side in (-1, 1):
+        for x, y in TOOTH_PLACES + FRONT_TEETH:
+            palate.carve(_root(side * x, y, "upper", k, 0.35), 0.3)
+    yield palate
 
 
-def _disc(hu: torch.Tensor, grid: Grid, spine: Spine, upper: str, lower: str) -> None:
-    """The disc between two bodies, a little thicker than the space so that the endplates cover its faces."""
-    a, b, s = spine.poses[upper], spine.poses[lower], spine.sizes[lower]
-    axis = a.rotation[:, 2] * (spine.sizes[upper].height + spine.sizes[upper].disc) / 2
-    half = (s.width / 2 - 1.5, s.depth / 2 - 0.5, spine.sizes[upper].disc / 2 + 2.5)
-    disc = Field(
-        grid,
-        Pose(a.centre - axis, (a.rotation + b.rotation) / 2),
-        tuple(-h - 1 for h in half),
-        tuple(h + 1 for h in half),
-    )
-    disc.add(block((0.0, 0.0, 0.0), half, 2.4), 0.0)
-    hu[disc.slices] = torch.lerp(hu[disc.slices], torch.tensor(DISC_HU), coverage(disc.d, grid.voxel_mm))
+def _root(x: float, y: float, row: str, k: float, grow: float = 0.0) -> Primitive:
+    """The root of a tooth; `grow` mm wider for its socket."""
+    way = 1.0 if row == "upper" else -1.0
+    z = CROWN_Z[row]
+    wide = 3.4 if y > -66.0 else 2.4
+    a, b = (x * k, y * k, (z + 3.0 * way) * k), (x * k, (y + 1.5) * k, (z + 14.0 * way) * k)
+    return capsule(a, b, wide * k + grow, 1.0 * k + grow)
 
 
-def brain(hu: torch.Tensor, grid: Grid, spine: Spine) -> None:
-    """Fill the skull above its shell with brain, in place."""
-    field = Field(grid, spine.skull, (-72.0, -84.0, 12.0), (72.0, 100.0, 60.0))
-    inside = torch.sqrt((field.x / 72.0) ** 2 + ((field.y - 8.0) / 92.0) ** 2 + ((field.z - 64.0) / 50.0) ** 2)
-    hu[field.slices] = torch.lerp(hu[field.slices], torch.tensor(BRAIN_HU), smoothstep((1.0 - inside) * 20.0))
+def teeth(hu: torch.Tensor, grid: Grid, spine: Spine, patient: Patient) -> None:
+    """Paint both rows of teeth into `hu`, in place: dentine roots (the jaws leave sockets for them), enamel crowns."""
+    k = patient.scale
+    if _started(grid, spine.skull, (-36.0, -96.0, -36.0), (36.0, -36.0, 8.0), k) is None:
+        return
+    for row, z in CROWN_Z.items():
+        for n, (x, y) in enumerate(TOOTH_PLACES + FRONT_TEETH):
+            half = (4.8, 4.9) if 2 <= n <= 4 else (3.6, 3.3)
+            for side in (-1, 1):
+                middle = np.array((side * x, y, z)) * k
+                field = Field(grid, spine.skull, middle - [6, 6, 18], middle + [6, 6, 18])
+                if not field.d.numel():
+                    continue
+                root = field.evaluate(_root(side * x, y, row, k), ...)
+                crown = field.evaluate(block(middle, (half[0] * k, half[1] * k, 4.0 * k), 3.0), ...)
+                core = mix(torch.full_like(crown, DENTINE_HU), ENAMEL_HU, coverage(-crown - 1.4, 0.8))
+                own = mix(hu[field.slices], DENTINE_HU, coverage(root, grid.voxel_mm))
+                hu[field.slices] = mix(own, core, coverage(crown, grid.voxel_mm))
+
+
+def mastoid_air(hu: torch.Tensor, grid: Grid, spine: Spine, patient: Patient) -> None:
+    """Paint the air that fills the cells of both mastoids into `hu`, in place; bone goes over it later."""
+    for side in (-1, 1):
+        solid = mastoid(side, patient.scale)
+        field = Field(grid, spine.skull, solid.low, solid.high)
+        if field.d.numel():
+            inside = coverage(field.evaluate(solid, ...) + 1.5, grid.voxel_mm)
+            hu[field.slices] = mix(hu[field.slices], AIR_HU + 100.0, inside)
+
+
+def _hyoid(grid: Grid, spine: Spine, patient: Patient) -> Iterator[Field]:
+    """A flat U with greater horns, and small lesser horns, at the height of C3/C4."""
+    k = patient.scale
+    hyoid = _started(grid, spine.poses["C4"], (-27.0, -48.0, -2.0), (27.0, -8.0, 20.0), k)
+    if hyoid is None:
+        return
+    for side in (-1, 1):
+        body = _mirrored(side, [(0, -41.5, 6), (7, -40.5, 6.5), (12, -37, 7)])
+        _rod(hyoid, body, (2.0, 2.0, 1.7), k, stretch=(1, 1, 2.0), fillet=1.0)
+        horn = _mirrored(side, [(12, -37, 7), (17, -28, 8), (20, -20, 10), (20.5, -15, 11)])
+        _rod(hyoid, horn, (1.7, 1.3, 1.2, 1.6), k, stretch=(1, 1, 1.5), fillet=1.0)
+        _rod(hyoid, _mirrored(side, [(11, -37, 9), (12, -35, 14)]), (1.2, 0.8), k, fillet=1.0)
+    yield hyoid
+
+
+def _ribs(grid: Grid, spine: Spine, patient: Patient) -> Iterator[Field]:
+    """Heads, necks and arcs of the first to third ribs; the first is broad and flat."""
+    k = patient.scale
+    for name, arc in RIBS.items():
+        s = spine.sizes[name]
+        hip = ((s.width / 2 + 3.0) / k, (s.depth / 2 - 1.5) / k, 4.0)
+        tubercle = ((s.transverse + 3.0) / k, (s.depth / 2 + 9.5) / k, 1.0)
+        path = [hip, tubercle, *arc]
+        low, high = np.min(path, axis=0) - 7.0, np.max(path, axis=0) + 7.0
+        flat = (1.5, 1.5, 0.9) if name == "T1" else (1.0, 1.0, 1.5)
+        for side in (-1, 1):
+            rib = _started(
+                grid,
+                spine.poses[name],
+                (min(side * low[0], side * high[0]), low[1], low[2]),
+                (max(side * low[0], side * high[0]), high[1], high[2]),
+                k,
+            )
+            if rib is not None:
+                _rod(rib, _mirrored(side, path), (3.2, 3.2, 3.2, 3.3, 3.4, 3.8)[: len(path)], k, flat)
+                yield rib
+
+
+def _shoulder(grid: Grid, spine: Spine, patient: Patient) -> Iterator[Field]:
+    """Collar bones and the upper end of the breastbone, in the frame of T2."""
+    k = patient.scale
+    pose = Pose(spine.poses["T2"].centre, spine.skull.rotation)
+    for side in (-1, 1):
+        path = [(15, -57, -22), (27, -60, -18), (52, -58, -8), (80, -42, 0), (100, -24, 4)]
+        low, high = np.min(path, axis=0) - 9.0, np.max(path, axis=0) + 9.0
+        xs = sorted((side * low[0], side * high[0]))
+        bone = _started(grid, pose, (xs[0], low[1], low[2]), (xs[1], high[1], high[2]), k)
+        if bone is not None:
+            _rod(bone, _mirrored(side, path), (8.5, 6.2, 5.2, 5.2, 5.5), k)
+            yield bone
+    sternum = _started(grid, pose, (-26.0, -72.0, -62.0), (26.0, -50.0, -22.0), k)
+    if sternum is not None:
+        sternum.add(block((0, -60.0 * k, -46.0 * k), (22.0 * k, 5.5 * k, 20.0 * k), 4.0), 2.0)
+        yield sternum

@@ -17,58 +17,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
+
+from .grid import Grid
 
 #: Distances are exact only up to here; a constant beyond. Wider than any smoothing radius or clearance in use.
 BAND_MM = 4.0
 
 #: The eight corners of a box as a choice of low (False) or high (True) per axis.
 _CORNERS = np.array(list(np.ndindex(2, 2, 2)), dtype=bool)
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The voxels of one study: `shape` (d, h, w), first voxel's centre in LPS mm, pixel size and slice step in mm."""
-
-    shape: tuple[int, int, int]
-    origin_lps: tuple[float, float, float]
-    pixel_mm: float
-    step_mm: float
-    thickness_mm: float
-
-    @property
-    def affine(self) -> np.ndarray:
-        """Voxel (d, h, w) -> RAS+ mm: d runs down, h runs back, w runs left."""
-        x, y, z = self.origin_lps
-        return np.array(
-            [
-                [0.0, 0.0, -self.pixel_mm, -x],
-                [0.0, -self.pixel_mm, 0.0, -y],
-                [-self.step_mm, 0.0, 0.0, z],
-                [0.0, 0.0, 0.0, 1.0],
-            ]
-        )
-
-    @property
-    def voxel_mm(self) -> float:
-        """Edge of the cube with the voxel's volume: the width of the partial-volume ramp."""
-        return float((self.pixel_mm**2 * self.step_mm) ** (1 / 3))
-
-    def index(self, lps: np.ndarray) -> np.ndarray:
-        """LPS mm `(..., 3)` -> fractional voxel index `(..., 3)` in the order (d, h, w)."""
-        x, y, z = np.moveaxis(np.asarray(lps, dtype=float), -1, 0)
-        x0, y0, z0 = self.origin_lps
-        return np.stack([(z0 - z) / self.step_mm, (y - y0) / self.pixel_mm, (x - x0) / self.pixel_mm], axis=-1)
-
-    def axes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """LPS coordinates along d (z), h (y) and w (x), float32, each 1-D."""
-        (d, h, w), (x, y, z) = self.shape, self.origin_lps
-        along = torch.arange
-        return (
-            z - self.step_mm * along(d, dtype=torch.float32),
-            y + self.pixel_mm * along(h, dtype=torch.float32),
-            x + self.pixel_mm * along(w, dtype=torch.float32),
-        )
 
 
 @dataclass(frozen=True)
@@ -114,24 +70,6 @@ def smooth_max(a: torch.Tensor, b: torch.Tensor, k: float) -> torch.Tensor:
     return -smooth_min(-a, -b, k)
 
 
-def smoothstep(t: torch.Tensor) -> torch.Tensor:
-    """0 below 0, 1 above 1, smooth between."""
-    t = t.clamp(0.0, 1.0)
-    return t * t * (3.0 - 2.0 * t)
-
-
-def coverage(distance: torch.Tensor, voxel_mm: float) -> torch.Tensor:
-    """Share of a voxel that lies inside, from the signed distance of its centre: a linear partial-volume ramp."""
-    return (0.5 - distance / voxel_mm).clamp(0.0, 1.0)
-
-
-def noise(shape, spacing_mm, feature_mm: float, rng: np.random.Generator) -> torch.Tensor:
-    """Smooth noise of unit amplitude whose features are about `feature_mm` wide, float32 of `shape`."""
-    coarse = [max(2, int(n * mm / feature_mm) + 2) for n, mm in zip(shape, spacing_mm, strict=True)]
-    values = torch.from_numpy(rng.standard_normal(coarse, dtype=np.float32))
-    return F.interpolate(values[None, None], size=tuple(shape), mode="trilinear", align_corners=True)[0, 0]
-
-
 def capsule(a, b, ra: float, rb: float | None = None, stretch=(1.0, 1.0, 1.0)) -> Primitive:
     """A rod from `a` to `b` (mm) whose radius runs from `ra` to `rb`; `stretch` makes its section an ellipse."""
     rb = ra if rb is None else rb
@@ -173,6 +111,31 @@ def plate(a, b, half_height: float, radius: float, shingle: float = 0.0) -> Prim
     return Primitive(distance, tuple(np.minimum(a, b) - grow), tuple(np.maximum(a, b) + grow))
 
 
+def lump(centre, half, power: float = 4.0, slope_x: float = 0.0, slope_y: float = 0.0, waist: float = 0.0) -> Primitive:
+    """A superellipsoid: 2 is an ellipsoid, 4 a box with very round edges; half-axes in mm.
+
+    `slope_x` and `slope_y` (mm per mm) let it fall along |x| and y; `waist` (mm) draws it in at mid-height.
+    The field is scaled to unit slope at its surface, so that cortex is equally thick all around.
+    """
+    c, h = np.asarray(centre, dtype=float), np.asarray(half, dtype=float)
+    lean = 1.0 / float(np.sqrt(1.0 + slope_x**2 + slope_y**2))
+
+    def distance(x, y, z):
+        fall = slope_y * (y - c[1]) + slope_x * (x.abs() - abs(c[0]))
+        q = [(x - c[0]).abs(), (y - c[1]).abs(), (z + fall - c[2]).abs()]
+        if waist:
+            pinch = waist * (1.0 - (q[2] / h[2]) ** 2).clamp(min=0.0)
+            q = [q[0] + pinch, q[1] + 0.5 * pinch, q[2]]
+        ratio = [(axis / float(n)).clamp(min=1e-3) for axis, n in zip(q, h, strict=True)]
+        size = sum(r**power for r in ratio)
+        steep = torch.sqrt(sum((r ** (power - 1.0) / float(n)) ** 2 for r, n in zip(ratio, h, strict=True)))
+        k = size ** (1.0 / power)
+        return (k - 1.0) * k ** (power - 1.0) / steep * (0.5 + 0.5 * lean)
+
+    grow = h + [0.0, 0.0, abs(slope_x) * h[0] + abs(slope_y) * h[1]]
+    return Primitive(distance, tuple(c - grow), tuple(c + grow))
+
+
 def block(centre, half, radius: float, slope_x: float = 0.0, slope_y: float = 0.0, skew: float = 0.0) -> Primitive:
     """A rounded box; `slope_x` and `slope_y` (mm per mm) shear its top and bottom as z falls along |x| and y.
 
@@ -195,42 +158,43 @@ def block(centre, half, radius: float, slope_x: float = 0.0, slope_y: float = 0.
     return Primitive(distance, tuple(c - grow), tuple(c + grow))
 
 
+def box_of(grid: Grid, pose: Pose, low, high, margin_mm: float = 0.0) -> tuple[slice, slice, slice]:
+    """The voxels of `grid` that a box of local coordinates `low`-`high` (mm) can cover; a slice is empty if none."""
+    low, high = np.asarray(low, dtype=float) - margin_mm, np.asarray(high, dtype=float) + margin_mm
+    corners = pose.to_patient(np.where(_CORNERS, high, low))
+    if grid.motion is not None:
+        corners = np.concatenate([corners, corners + [*grid.motion.shift_mm, 0.0]])
+    index = grid.index(corners)
+    first = np.clip(np.floor(index.min(axis=0)), 0, grid.shape)
+    last = np.clip(np.ceil(index.max(axis=0)) + 1, 0, grid.shape)
+    return tuple(slice(int(a), max(int(a), int(b))) for a, b in zip(first, last, strict=True))
+
+
 class Field:
     """The distance field of one bone on the part of the grid that its local box covers.
 
     Attributes
     ----------
-    slices : three slices, the part of the study's grid
+    slices : three slices, the part of the given grid
+    grid : that part as a grid
     x, y, z : local coordinates in mm, float32 `(d, h, w)` of that part
     d : signed distance in mm, same shape; None of the grid is covered if its shape has a zero
     """
 
     def __init__(self, grid: Grid, pose: Pose, low, high):
-        self.grid, self.pose = grid, pose
-        self.slices = self._box(low, high, margin=0.0, within=None)
-        z, y, x = (axis[part] for axis, part in zip(grid.axes(), self.slices, strict=True))
-        z, y, x = z[:, None, None] - pose.centre[2], y[None, :, None] - pose.centre[1], x[None, None] - pose.centre[0]
+        self.pose = pose
+        self.slices = box_of(grid, pose, low, high)
+        self.grid = grid.part(self.slices)
+        x, y, z = self.grid.coordinates()
+        x, y, z = x - float(pose.centre[0]), y - float(pose.centre[1]), z - float(pose.centre[2])
         self.x, self.y, self.z = (
             (float(r[0]) * x + float(r[1]) * y + float(r[2]) * z).contiguous() for r in pose.rotation.T
         )
-        self.d = torch.full(self.x.shape, BAND_MM)
-
-    def _box(self, low, high, margin: float, within):
-        low, high = np.asarray(low, dtype=float) - margin, np.asarray(high, dtype=float) + margin
-        corners = np.where(_CORNERS, high, low)
-        index = self.grid.index(self.pose.to_patient(corners))
-        start, extent = (
-            (0, self.grid.shape)
-            if within is None
-            else (np.array([s.start for s in within]), [s.stop - s.start for s in within])
-        )
-        first = np.clip(np.floor(index.min(axis=0)) - start, 0, extent)
-        last = np.clip(np.ceil(index.max(axis=0)) + 1 - start, 0, extent)
-        return tuple(slice(int(a), int(b)) for a, b in zip(first, last, strict=True))
+        self.d = torch.full_like(self.x, BAND_MM)
 
     def part(self, primitive: Primitive):
         """The slices of this field that `primitive` can change, or None."""
-        part = self._box(primitive.low, primitive.high, BAND_MM, self.slices)
+        part = box_of(self.grid, self.pose, primitive.low, primitive.high, BAND_MM)
         return None if any(s.stop <= s.start for s in part) else part
 
     def evaluate(self, primitive: Primitive, part) -> torch.Tensor:
@@ -247,14 +211,16 @@ class Field:
             self.d[part] = smooth_max(self.d[part], -self.evaluate(primitive, part), k)
 
 
-def overlap(a: Field, b: Field):
-    """The common voxels of two fields as slices of each, or None."""
-    pairs = [(max(p.start, q.start), min(p.stop, q.stop)) for p, q in zip(a.slices, b.slices, strict=True)]
-    if any(stop <= start for start, stop in pairs):
+def overlap(a, b):
+    """The common voxels of two fields or grids of one study, as slices of each; None if there are none."""
+    one, other = (item if isinstance(item, Grid) else item.grid for item in (a, b))
+    first = np.maximum(one.start, other.start)
+    stop = np.minimum(np.add(one.start, one.shape), np.add(other.start, other.shape))
+    if (stop <= first).any():
         return None
     return tuple(
-        tuple(slice(lo - own.start, hi - own.start) for (lo, hi), own in zip(pairs, f.slices, strict=True))
-        for f in (a, b)
+        tuple(slice(int(lo - own), int(hi - own)) for lo, hi, own in zip(first, stop, grid.start, strict=True))
+        for grid in (one, other)
     )
 
 

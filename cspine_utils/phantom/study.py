@@ -1,4 +1,4 @@
-"""One synthetic study: the plan that fixes everything about it, and the volume rendered from the plan.
+"""One synthetic study: the plan that fixes everything about it before a voxel is computed.
 
 Every stage of a study (levels, patient, scan, soft tissue, texture, look-alikes, each fracture, noise) has its own
 random stream, derived from (seed, study index, stage). So a study can be made alone and in any order, and leaving the
@@ -7,31 +7,21 @@ fracture out changes nothing else: the intact twin.
 
 from __future__ import annotations
 
-import contextlib
 import enum
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from scipy import ndimage
 
-from cspine_utils.anatomy import LABEL_IDS, LEVELS
+from cspine_utils.anatomy import LEVELS
 from cspine_utils.errors import ParameterError
 
-from . import neck, scanner
-from .anatomy import BONES, JOINT_MM, Patient, Spine, build_spine, build_vertebrae, draw_patient
-from .fractures import DIFFICULTIES, Bone, apply_cuts, draw_cleft, draw_cuts, draw_type
+from .fractures import DIFFICULTIES, draw_type
+from .grid import Grid, Motion
+from .mimics import draw_mimics
+from .patient import BONES, Patient, Spine, build_spine, draw_patient
 from .patterns import draw_levels
-from .sdf import BAND_MM, Field, Grid, overlap
-
-#: A voxel counts as altered by a fracture if the blurred, noise-free volumes with and without it differ by more.
-ALTERED_HU = 60.0
-
-#: A fracture that alters less than this volume (and fewer than `MIN_ALTERED_VOXELS`) is drawn again.
-MIN_ALTERED_MM3, MIN_ALTERED_VOXELS = 45.0, 8
-
-#: Bounding boxes are this much wider than the altered voxels, in pixels per side.
-BOX_PAD = 2
+from .scanner import Scan, draw_scan
+from .surroundings import Surroundings, draw_surroundings
 
 PREVALENCES = ("rsna", "balanced")
 MIN_SIZE = 48
@@ -51,6 +41,8 @@ class Stage(enum.IntEnum):
     NOISE = 9
     STORAGE = 10
     COHORT = 11
+    SURROUNDINGS = 12
+    MOTION = 13
 
 
 def stream(seed: int, index: int, stage: Stage, *more: int) -> np.random.Generator:
@@ -68,8 +60,9 @@ class StudyPlan:
     uid : StudyInstanceUID
     size, difficulty : pixels across; one of `DIFFICULTIES`
     fractures : fracture type by level, e.g. `{"C5": "lamina"}`
-    patient, grid : the person and the voxels
-    noise_hu : standard deviation of the noise above the shoulders
+    mimics : names of the look-alikes by level, drawn without a look at the fractures
+    patient, surroundings, grid : the person, what surrounds the spine, the voxels
+    scan : kernel, noise and streaks
     """
 
     seed: int
@@ -78,60 +71,52 @@ class StudyPlan:
     size: int
     difficulty: str
     fractures: dict[str, str]
+    mimics: dict[str, tuple[str, ...]]
     patient: Patient
+    surroundings: Surroundings
     grid: Grid
-    noise_hu: float
+    scan: Scan
 
     @property
     def levels(self) -> tuple[str, ...]:
         """The fractured levels, head to feet."""
         return tuple(level for level in LEVELS if level in self.fractures)
 
+    @property
+    def spine(self) -> Spine:
+        """Sizes and poses of the vertebrae."""
+        return build_spine(self.patient)
 
-@dataclass(frozen=True)
-class Box:
-    """A rectangle around one fracture in one slice: `slice_index` counts head -> feet from 0; x, y, width, height in
-    pixels, x along columns from the image's left (patient right), y along rows from the top (front)."""
+    def stream(self, stage: Stage, *more: int) -> np.random.Generator:
+        """The random stream of one stage of this study."""
+        return stream(self.seed, self.index, stage, *more)
 
-    level: str
-    slice_index: int
-    x: float
-    y: float
-    width: float
-    height: float
+    def facts(self) -> dict[str, object]:
+        """What a reader may know of person and scan beside the image, as one row of a table."""
+        p, s, motion = self.patient, self.surroundings, self.grid.motion
+        return {
+            "sex": p.sex,
+            "age_years": round(p.age_years, 1),
+            "stature_cm": round(p.stature_cm, 1),
+            "cobb_deg": round(p.cobb_deg, 1),
+            "kernel": self.scan.kernel,
+            "noise_hu": round(self.scan.noise_hu, 2),
+            "pixel_mm": self.grid.pixel_mm,
+            "step_mm": self.grid.step_mm,
+            "slices": self.grid.shape[0],
+            "contrast_hu": round(s.contrast_hu or 0.0, 1),
+            "collar": int(s.collar),
+            "swelling_mm": round(s.swelling_mm, 2),
+            "fillings": s.dental,
+            "motion_mm": round(float(np.hypot(*motion.shift_mm)), 2) if motion else 0.0,
+        }
 
-
-@dataclass(frozen=True)
-class FractureTruth:
-    """What was really drawn: gap and displacement in mm, number of altered voxels."""
-
-    level: str
-    type: str
-    gap_mm: float
-    displacement_mm: float
-    altered_voxels: int
-
-
-@dataclass(frozen=True, eq=False)
-class Rendered:
-    """A study in memory, on the axes of `cspine_utils.volume.Volume`.
-
-    Attributes
-    ----------
-    hu : int16 `(d, h, w)`
-    labels : uint8 `(d, h, w)`, 1-7 = C1-C7, 8-9 = T1-T2
-    altered : bool `(d, h, w)`, voxels that a fracture changed by more than `ALTERED_HU` (before noise)
-    affine : float64 4x4, voxel (d, h, w) -> RAS+ mm
-    boxes : one `Box` per fracture and slice; empty for an intact study
-    fractures : one `FractureTruth` per fractured level
-    """
-
-    hu: np.ndarray
-    labels: np.ndarray
-    altered: np.ndarray
-    affine: np.ndarray
-    boxes: tuple[Box, ...]
-    fractures: tuple[FractureTruth, ...]
+    def landmarks(self) -> dict[str, dict[str, np.ndarray]]:
+        """Centre (LPS mm, as scanned) and axes (3x3, columns to the left, back and head) of C1-T3."""
+        return {
+            name: {"centre": self.grid.scanned(pose.centre), "axes": pose.rotation}
+            for name, pose in self.spine.poses.items()
+        }
 
 
 def study_uid(seed: int, index: int) -> str:
@@ -167,11 +152,26 @@ def draw_plan(
     if levels is None:
         levels = draw_levels(stream(seed, index, Stage.LEVELS), prevalence)
     fractures = {level: draw_type(stream(seed, index, Stage.TYPES, LEVELS.index(level)), level) for level in levels}
+    preset = DIFFICULTIES[difficulty]
     patient = draw_patient(stream(seed, index, Stage.PATIENT))
+    mimics = {
+        level: draw_mimics(stream(seed, index, Stage.MIMICS, i), level, patient, preset.mimics)
+        for i, level in enumerate(LEVELS)
+    }
     rng = stream(seed, index, Stage.SCAN)
-    grid = _draw_grid(rng, seed, index, size, build_spine(patient))
-    noise_hu = float(rng.uniform(18.0, 30.0)) * DIFFICULTIES[difficulty].noise
-    return StudyPlan(seed, index, study_uid(seed, index), size, difficulty, fractures, patient, grid, noise_hu)
+    return StudyPlan(
+        seed=seed,
+        index=index,
+        uid=study_uid(seed, index),
+        size=size,
+        difficulty=difficulty,
+        fractures=fractures,
+        mimics={level: names for level, names in mimics.items() if names},
+        patient=patient,
+        surroundings=draw_surroundings(stream(seed, index, Stage.SURROUNDINGS), patient),
+        grid=_draw_grid(rng, seed, index, size, build_spine(patient)),
+        scan=draw_scan(rng, preset.noise),
+    )
 
 
 def check_parameters(*, seed, size, difficulty, prevalence, index=0, levels=None) -> None:
@@ -207,8 +207,8 @@ def _draw_grid(rng: np.random.Generator, seed: int, index: int, size: int, spine
     thickness = round(step * (0.8, 1.0, 1.25, 1.5)[(turn + index) % 4], 3)
     bodies = np.array([spine.poses[name].centre for name in BONES])
     top = float(bodies[0, 2] + rng.uniform(19.0, 25.0))
-    bottom = float(bodies[-1, 2] - rng.uniform(2.0, 8.0))
-    middle = (bodies.min(axis=0) + bodies.max(axis=0)) / 2
+    bottom = float(spine.poses["T2"].centre[2] - rng.uniform(-2.0, 16.0))
+    middle = (bodies[:-1].min(axis=0) + bodies[:-1].max(axis=0)) / 2
     x = middle[0] + rng.normal(0.0, 2.5) - pixel * (size - 1) / 2
     y = middle[1] + 6.0 + rng.normal(0.0, 2.5) - pixel * (size - 1) / 2
     return Grid(
@@ -217,160 +217,13 @@ def _draw_grid(rng: np.random.Generator, seed: int, index: int, size: int, spine
         pixel,
         step,
         thickness,
+        motion=_draw_motion(stream(seed, index, Stage.MOTION), bodies),
     )
 
 
-@contextlib.contextmanager
-def _one_thread():
-    """Run torch on one thread: the bytes of a study must not depend on how many the machine has."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def render(plan: StudyPlan, *, fractured: bool = True) -> Rendered:
-    """Compute the volume, labels and truth of a plan.
-
-    Parameters
-    ----------
-    plan : from `draw_plan`
-    fractured : False leaves the fractures out and nothing else: the exact intact twin
-
-    Returns
-    -------
-    Rendered : see there for shapes and units
-    """
-    with _one_thread():
-        return _render(plan, plan.levels if fractured else ())
-
-
-def _render(plan: StudyPlan, levels: tuple[str, ...]) -> Rendered:
-    grid, patient, difficulty = plan.grid, plan.patient, DIFFICULTIES[plan.difficulty]
-    spine = build_spine(patient)
-    fields = build_vertebrae(grid, spine, patient)
-    hu = neck.soft_tissue(grid, spine, patient, stream(plan.seed, plan.index, Stage.SOFT))
-    neck.brain(hu, grid, spine)
-    grain = scanner.texture(grid, stream(plan.seed, plan.index, Stage.TEXTURE))
-    for field in neck.build_other_bones(grid, spine, patient, fields):
-        hu[field.slices] += scanner.plain_layer(field, patient, hu[field.slices], grain[field.slices])
-
-    labels = np.zeros(grid.shape, dtype=np.uint8)
-    altered = np.zeros(grid.shape, dtype=bool)
-    layers, boxes, truths = {}, [], []
-    for number, name in enumerate(BONES):
-        field, size = fields[name], spine.sizes[name]
-        rng = stream(plan.seed, plan.index, Stage.MIMICS, number)
-        channels = scanner.vessel_channels(name, size, rng, difficulty.mimics)
-        obstacle = _obstacle(fields, name)
-        intact = Bone(field.d, field.d, field.d)
-        if rng.random() < 0.15 * difficulty.mimics and name in ("C1", "C6", "C7"):
-            intact = apply_cuts(field, intact, draw_cleft(rng, name, size), rng, obstacle)
-
-        def layer(bone, field=field, name=name, size=size, channels=channels):
-            return scanner.bone_layer(field, name, size, patient, bone, hu[field.slices], grain[field.slices], channels)
-
-        bone, layers[name] = intact, layer(intact)
-        if name in levels:
-            bone, layers[name], mask, truth = _break(plan, name, field, size, intact, layers[name], layer, obstacle)
-            altered[field.slices] |= mask
-            truths.append(truth)
-            boxes += _boxes(name, mask, field.slices)
-        own = labels[field.slices]
-        own[(bone.whole < 0).numpy() & (own == 0)] = LABEL_IDS[name]
-
-    for name, values in layers.items():
-        hu[fields[name].slices] += values
-    hu = scanner.blur(hu + 1000.0, grid) - 1000.0  # beyond the edge lies air
-    hu = scanner.add_noise(hu, grid, spine, plan.noise_hu, stream(plan.seed, plan.index, Stage.NOISE))
-    _separate(labels)
-    return Rendered(scanner.to_int16(hu), labels, altered, grid.affine, tuple(boxes), tuple(truths))
-
-
-def _obstacle(fields: dict[str, Field], name: str) -> torch.Tensor:
-    """Distance by which a point lies within the joint space of another vertebra (negative = free), for `name`'s box."""
-    own = fields[name]
-    blocked = torch.full_like(own.d, JOINT_MM - BAND_MM)
-    for other, field in fields.items():
-        if other != name and (common := overlap(own, field)) is not None:
-            mine, theirs = common
-            blocked[mine] = torch.maximum(blocked[mine], JOINT_MM - field.d[theirs])
-    return blocked
-
-
-def _break(plan, name, field, size, intact, intact_layer, layer, obstacle):
-    """Draw fractures until one is visible and leaves the label in one piece: `(bone, layer, altered mask, truth)`.
-
-    From the fourth draw on gap and displacement grow, so that this ends.
-    """
-    kind, difficulty = plan.fractures[name], DIFFICULTIES[plan.difficulty]
-    floor = max(MIN_ALTERED_VOXELS, int(np.ceil(MIN_ALTERED_MM3 / plan.grid.voxel_mm**3)))
-    pieces = _pieces(intact.whole)
-    best = None
-    for attempt in range(16):
-        rng = stream(plan.seed, plan.index, Stage.FRACTURE, LEVELS.index(name), attempt)
-        cuts, gap, move = draw_cuts(rng, kind, size, difficulty, 1.0 + 0.15 * max(0, attempt - 3))
-        bone = apply_cuts(field, intact, cuts, rng, obstacle)
-        values = layer(bone)
-        mask = (scanner.blur(values - intact_layer, plan.grid).abs() > ALTERED_HU).numpy()
-        found = int(mask.sum())
-        result = bone, values, mask, FractureTruth(name, kind, round(gap, 3), round(move, 3), found)
-        if found >= floor and _pieces(bone.whole) <= pieces:
-            return result
-        if best is None or found > best[3].altered_voxels:
-            best = result
-    return best
-
-
-def _pieces(distance: torch.Tensor) -> int:
-    """Number of 26-connected parts with more than a hundredth of the volume."""
-    parts, count = ndimage.label((distance < 0).numpy(), structure=np.ones((3, 3, 3)))
-    sizes = np.bincount(parts.ravel(), minlength=count + 1)[1:]
-    return int((sizes > 0.01 * sizes.sum()).sum())
-
-
-def _boxes(level: str, mask: np.ndarray, slices) -> list[Box]:
-    """One box per slice that holds at least three altered voxels, or of the fullest slice if none does."""
-    counts = mask.sum(axis=(1, 2))
-    boxes = []
-    for d in np.flatnonzero(counts >= min(3, counts.max())):
-        rows, cols = (np.flatnonzero(mask[d].any(axis=axis)) for axis in (1, 0))
-        y, x = rows[0] + slices[1].start - BOX_PAD, cols[0] + slices[2].start - BOX_PAD
-        boxes.append(
-            Box(
-                level,
-                int(d + slices[0].start),
-                float(x),
-                float(y),
-                float(np.ptp(cols) + 1 + 2 * BOX_PAD),
-                float(np.ptp(rows) + 1 + 2 * BOX_PAD),
-            )
-        )
-    return boxes
-
-
-def _separate(labels: np.ndarray) -> None:
-    """In place: no voxel touches another label (26 neighbours), and every label is one connected piece.
-
-    Where two labels touch, the upper vertebra gives way. Crumbs that the grid cuts off thin parts are dropped.
-    """
-    highest = labels.copy()
-    for axis in range(3):
-        source = highest.copy()
-        low, high = [slice(None)] * 3, [slice(None)] * 3
-        low[axis], high[axis] = slice(None, -1), slice(1, None)
-        low, high = tuple(low), tuple(high)
-        np.maximum(highest[low], source[high], out=highest[low])
-        np.maximum(highest[high], source[low], out=highest[high])
-    labels[highest > labels] = 0
-    for label, box in enumerate(ndimage.find_objects(labels), start=1):
-        if box is None:
-            continue
-        own = labels[box] == label
-        parts, count = ndimage.label(own, structure=np.ones((3, 3, 3)))
-        if count > 1:
-            keep = np.bincount(parts.ravel())[1:].argmax() + 1
-            labels[box][own & (parts != keep)] = 0
+def _draw_motion(rng: np.random.Generator, bodies: np.ndarray) -> Motion | None:
+    """One patient in twenty moves by one to three millimetres during the scan (3-8 %: textbook value)."""
+    height = float(rng.uniform(bodies[-2, 2], bodies[0, 2]))
+    way, angle = rng.uniform(1.0, 3.0), rng.uniform(0.0, 2.0 * np.pi)
+    moved = rng.random() < 0.05
+    return Motion(height, (float(way * np.cos(angle)), float(way * np.sin(angle)))) if moved else None
