@@ -40,7 +40,7 @@ from cspine_utils.phantom.rendering import render
 
 SEED = 2026
 SMALL = Amounts(
-    people=3,
+    people=8,
     people_size=112,
     noisy=2,
     cases=4,
