@@ -203,6 +203,14 @@ def test_boxes_enclose_the_altered_voxels_of_their_slice():
             assert len(rows) < 3
 
 
+def test_the_boxes_of_a_level_know_nothing_of_a_broken_neighbour():
+    plan = draw_plan(18, 0, size=SIZE, levels=("C5", "C6"))
+    both = render(plan)
+    for level in plan.levels:
+        alone = render(replace(plan, fractures={level: plan.fractures[level]}))
+        assert [box for box in both.boxes if box.level == level] == list(alone.boxes) != []
+
+
 # --------------------------------------------------------------------------------------------------- label patterns
 
 
@@ -583,6 +591,8 @@ def test_another_cohort_in_the_folder_is_refused(cohort, tmp_path):
         {"box_share": float("nan")},
         {"workers": 0},
         {"device": "abacus"},
+        {"device": "cuda:99"},
+        {"device": "meta"},
     ],
 )
 def test_impossible_arguments_are_refused_before_anything_is_written(wrong, tmp_path):

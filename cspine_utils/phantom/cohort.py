@@ -40,7 +40,7 @@ from .study import Stage, StudyPlan, check_parameters, draw_plan, stream
 from .tables import write_tables, write_text
 
 #: Raised whenever the same parameters give other bytes.
-VERSION = 2
+VERSION = 3
 
 #: With fewer studies, starting more processes costs more than it brings.
 _FEW = 16
@@ -132,16 +132,23 @@ def _check(studies, seed, size, difficulty, prevalence, mask_share, box_share, w
         raise ParameterError(
             "workers", found=repr(workers), expected="an integer from 1 to 256", remedy="one process per core is enough"
         )
-    try:
-        torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:  # torch says it differently for each device
+    if not _usable(device):
         raise ParameterError(
             "device", found=f"{device!r}, which cannot be used here", expected="cpu, or cuda where torch finds a GPU",
             remedy="leave it out to render on the CPU",
-        ) from error  # fmt: skip
+        )  # fmt: skip
     for name, share in (("mask_share", mask_share), ("box_share", box_share)):
         if not isinstance(share, (int, float)) or not math.isfinite(share) or not 0 <= share <= 1:
             raise ParameterError(name, found=repr(share), expected="a number from 0 to 1", remedy="correct this share")
+
+
+def _usable(device) -> bool:
+    """Whether torch can render on this device: the CPU, or a GPU that it finds."""
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):  # not the name of any device
+        return False
+    return wanted.type == "cpu" or (wanted.type == "cuda" and (wanted.index or 0) < torch.cuda.device_count())
 
 
 def _claim(root: Path, settings: dict, plans: list[StudyPlan]) -> None:

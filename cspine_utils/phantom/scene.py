@@ -48,7 +48,7 @@ class Scene:
     ----------
     grid : the box that is computed: the wanted one, the blur's reach, and broken vertebrae as a whole
     layers, bones : by name, HU to add and distances; `intact_layers`, `intact_bones` the same without fractures
-    altered, truths, boxes : what the fractures changed
+    altered : by name of a broken vertebra, the voxels of its field that its fracture changed; `truths` in words
     """
 
     def __init__(self, plan: StudyPlan, wanted: Grid, fractured: bool):
@@ -68,7 +68,7 @@ class Scene:
             self.hu[part] += plain_layer(field, plan.patient, self.hu[part], self.grain.on(field.grid))[own]
         metal = metal_positions(self.spine, plan.patient, plan.surroundings)
         scanner.add_streaks(self.hu, grid, metal, plan.scan.streak_hu, plan.stream(Stage.SCAN, 1))
-        self.altered = torch.zeros(grid.shape, dtype=torch.bool, device=grid.device)
+        self.altered: dict[str, torch.Tensor] = {}
         self.truths: list[FractureTruth] = []
         self.bones: dict[str, Bone] = {}
         self.intact_bones: dict[str, Bone] = {}
@@ -93,8 +93,7 @@ class Scene:
         self.bones[name] = self.intact_bones[name] = bone
         self.layers[name] = self.intact_layers[name] = layer(bone)
         if broken:
-            self.bones[name], self.layers[name], mask, truth = self._break(name, bone, layer, obstacle)
-            self.altered[part] |= mask
+            self.bones[name], self.layers[name], self.altered[name], truth = self._break(name, bone, layer, obstacle)
             self.truths.append(truth)
 
     def _obstacle(self, name: str) -> torch.Tensor:
@@ -146,9 +145,15 @@ class Scene:
         blurred = scanner.blur(hu[near] + 1000.0, plan.grid, plan.scan.kernel) - 1000.0  # beyond the edge lies air
         kept = tuple(slice(s.start - b.start, s.stop - b.start) for s, b in zip(inner, near, strict=True))
         labels = self._labels(self.bones if broken else self.intact_bones)[inner]
-        altered = (self.altered if broken else torch.zeros_like(self.altered))[inner].cpu().numpy()
+        altered, boxes = np.zeros(grid.shape, dtype=bool), []
+        for name, mask in self.altered.items() if broken else ():
+            if (common := overlap(grid, self.fields[name])) is None:
+                continue
+            part, own = common
+            mine = mask[own].cpu().numpy()
+            altered[part] |= mine
+            boxes += boxes_around(name, mine, part)
         truths = tuple(self.truths) if broken else ()
-        boxes = [box for t in truths for box in self._boxes(t.level, altered, grid)]
         return Rendered(scanner.to_int16(blurred[kept] + noise), labels, altered, grid.affine, tuple(boxes), truths)
 
     def _labels(self, bones: dict[str, Bone]) -> np.ndarray:
@@ -159,21 +164,20 @@ class Scene:
         separate(labels, self.grid.voxel_mm)
         return labels
 
-    def _boxes(self, level: str, altered: np.ndarray, grid: Grid) -> list[Box]:
-        """One box per slice that holds at least three altered voxels of this level, or of the fullest slice."""
-        common = overlap(grid, self.fields[level])
-        if common is None:
-            return []
-        part = common[0]
-        mask = altered[part]
-        counts = mask.sum(axis=(1, 2))
-        boxes = []
-        for d in np.flatnonzero((counts >= min(3, counts.max())) & (counts > 0)):
-            rows, cols = (np.flatnonzero(mask[d].any(axis=axis)) for axis in (1, 0))
-            y, x = rows[0] + part[1].start - BOX_PAD, cols[0] + part[2].start - BOX_PAD
-            size = np.ptp(cols) + 1 + 2 * BOX_PAD, np.ptp(rows) + 1 + 2 * BOX_PAD
-            boxes.append(Box(level, int(d + part[0].start), float(x), float(y), float(size[0]), float(size[1])))
-        return boxes
+
+def boxes_around(level: str, altered: np.ndarray, part) -> list[Box]:
+    """One box per slice that holds at least three altered voxels of one level, or of its fullest slice.
+
+    `altered` is bool `(d, h, w)` of the box `part` (three slices) of the volume that the boxes refer to.
+    """
+    counts = altered.sum(axis=(1, 2))
+    boxes = []
+    for d in np.flatnonzero((counts >= min(3, counts.max())) & (counts > 0)):
+        rows, cols = (np.flatnonzero(altered[d].any(axis=axis)) for axis in (1, 0))
+        y, x = rows[0] + part[1].start - BOX_PAD, cols[0] + part[2].start - BOX_PAD
+        size = np.ptp(cols) + 1 + 2 * BOX_PAD, np.ptp(rows) + 1 + 2 * BOX_PAD
+        boxes.append(Box(level, int(d + part[0].start), float(x), float(y), float(size[0]), float(size[1])))
+    return boxes
 
 
 def work_grid(plan: StudyPlan, wanted: Grid, levels: tuple[str, ...]) -> Grid:
