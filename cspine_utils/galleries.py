@@ -13,6 +13,7 @@ from scipy import ndimage
 
 from cspine_utils import surfaces
 from cspine_utils.anatomy import LABEL_IDS
+from cspine_utils.phantom.acceptance.image_quality import noise_power
 from cspine_utils.plots import (
     LABEL_COLOURS,
     PLANES,
@@ -230,24 +231,6 @@ def noise_spectra(examples: dict):
     axes[-1].legend(frameon=False, fontsize=9)
     sns.despine(ax=axes[-1])
     return figure
-
-
-def noise_power(noise: np.ndarray, pixel_mm: float, bins: int = 24) -> tuple[np.ndarray, np.ndarray]:
-    """Two-dimensional noise power of slices `(d, h, w)`, averaged over slices and directions.
-
-    Returns (frequency in 1/mm, power in HU² mm²), both `(bins,)`, up to the highest frequency that pixels can hold. Its
-    integral over the plane of frequencies is the variance.
-    """
-    _, h, w = noise.shape
-    flat = noise - noise.mean(axis=(1, 2), keepdims=True)
-    power = (np.abs(np.fft.fft2(flat)) ** 2).mean(axis=0) * pixel_mm**2 / (h * w)
-    radius = np.hypot(np.fft.fftfreq(h, pixel_mm)[:, None], np.fft.fftfreq(w, pixel_mm)[None])
-    edges = np.linspace(0, 0.5 / pixel_mm, bins + 1)
-    ring = np.digitize(radius.ravel(), edges) - 1
-    inside = ring < bins
-    count = np.bincount(ring[inside], minlength=bins)
-    total = np.bincount(ring[inside], weights=power.ravel()[inside], minlength=bins)
-    return (edges[1:] + edges[:-1]) / 2, total / np.maximum(count, 1)
 
 
 def _grid(examples: int, across: int, columns: int):

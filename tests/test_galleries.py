@@ -158,15 +158,6 @@ def test_atlas_plates_share_one_scale_and_leave_out_what_they_are_told(neck):
     assert set(names_of(second)) == set(parts["C7"])
 
 
-def test_white_noise_has_flat_power_and_power_adds_up_to_the_variance():
-    noise = 7.0 * np.random.default_rng(0).standard_normal((30, 64, 64))
-    frequency, power = galleries.noise_power(noise, 0.5)
-    assert power == pytest.approx(np.full(len(power), 7.0**2 * 0.5**2), rel=0.08)
-    assert frequency[-1] < 1.0 < frequency[-1] + frequency[1]
-    smooth = (noise + np.roll(noise, 1, 2)) / 2
-    assert galleries.noise_power(smooth, 0.5)[1][-1] < 0.5 * galleries.noise_power(smooth, 0.5)[1][0]
-
-
 def test_soft_kernels_have_coarse_noise():
     figure = galleries.noise_spectra(examples.kernels(3, size=160))
     lines = {line.get_label().split(":")[0]: line.get_xydata() for line in figure.axes[-1].lines}

@@ -1,6 +1,5 @@
 """The synthetic cohort: anatomy, exact twins, truth, label patterns, storage forms, bytes."""
 
-import hashlib
 import json
 import shutil
 import subprocess
@@ -34,6 +33,7 @@ from cspine_utils.phantom import (
     write_cohort,
 )
 from cspine_utils.phantom import cohort as cohort_module
+from cspine_utils.phantom.acceptance.bytes_check import digests
 from cspine_utils.phantom.acceptance.label_statistics import drawn_labels, label_statistics_rows
 from cspine_utils.phantom.acceptance.truth_checks import contacts
 from cspine_utils.phantom.export import draw_storage
@@ -52,11 +52,6 @@ def cohort(tmp_path_factory):
     root = tmp_path_factory.mktemp("phantom") / "cohort"
     write_cohort(root, STUDIES_WRITTEN, SEED, size=SIZE, prevalence="balanced", progress=False)
     return root, digests(root)
-
-
-def digests(root):
-    files = sorted(p for p in root.rglob("*") if p.is_file())
-    return {str(p.relative_to(root)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
 
 
 def truth_of(root, uid):

@@ -386,7 +386,7 @@ def test_wrong_hounsfield_units_are_noticed(person):
 
 def test_noise_power_of_white_and_of_smooth_noise():
     rng = np.random.default_rng(7)
-    white = rng.normal(0.0, 20.0, (200, 32, 32))
+    white = rng.normal(0.0, 20.0, (200, 32, 40))
     f, power = noise_power(white, 0.8)
     assert f[-1] < 0.5 / 0.8 and (np.diff(f) > 0).all()
     # Flat: the variance spread over 1 / pixel^2. (The first value suffers from taking the mean away.)

@@ -21,6 +21,7 @@ from cspine_utils.phantom import (
     render_vertebra_pair,
     scene,
 )
+from cspine_utils.phantom.acceptance.image_quality import noise_power
 from cspine_utils.phantom.cuts import Cut, apply_cuts, unbroken
 from cspine_utils.phantom.fractures import DIFFICULTIES, draw_cuts
 from cspine_utils.phantom.grid import Grid, Motion, draw_noise, enlarge, noise
@@ -265,14 +266,6 @@ def test_blur_keeps_the_mean_and_has_the_kernels_width():
     assert sds["soft"] > 1.5 * sds["bone"]
 
 
-def radial_power(field, pixel_mm, bins=14):
-    power = (np.abs(np.fft.fft2(field)) ** 2).mean(axis=0)
-    f = np.hypot(*np.meshgrid(*(np.fft.fftfreq(n, pixel_mm) for n in power.shape), indexing="ij"))
-    edges = np.linspace(0, 0.5 / pixel_mm, bins + 1)
-    which = np.digitize(f.ravel(), edges) - 1
-    return 0.5 * (edges[1:] + edges[:-1]), np.array([power.ravel()[which == b].mean() for b in range(bins)])
-
-
 def test_noise_has_the_spectrum_of_its_kernel():
     grid = Grid((40, 128, 128), (0.0, 0.0, 500.0), 0.5, 1.0, 1.0)  # far above the shoulders
     spine = build_spine(draw_plan(1, 0, size=48, levels=()).patient)
@@ -280,14 +273,14 @@ def test_noise_has_the_spectrum_of_its_kernel():
     for name, kernel in KERNELS.items():
         made = quantum_noise(grid, spine, Scan(name, 20.0, 2.0, 0.0), np.random.default_rng(0)).numpy()
         assert made.std() == pytest.approx(20.0, rel=0.02)
-        f, power = radial_power(made, 0.5)
+        f, power = noise_power(made, 0.5)
         wanted = kernel.noise_power(torch.from_numpy(f)).numpy()
         shape = np.corrcoef(power, wanted)[0, 1]
         assert shape > 0.97, name
         peak[name] = f[power.argmax()]
     assert peak["soft"] < 0.25 < 0.4 < peak["bone"] < peak["sharp"]
     white = np.random.default_rng(0).standard_normal((40, 128, 128))
-    f, power = radial_power(white, 0.5)
+    f, power = noise_power(white, 0.5)
     flat = np.corrcoef(power, KERNELS["bone"].noise_power(torch.from_numpy(f)).numpy())[0, 1]
     assert flat < 0.9, "white noise must not pass"
 

@@ -5,7 +5,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 
-from cspine_utils import plots, surfaces
+from cspine_utils import galleries, phantom, plots, surfaces
 from cspine_utils.errors import ParameterError
 
 
@@ -104,3 +104,17 @@ def test_pictures_keep_their_colours_in_few_bytes(tmp_path):
         assert np.abs(found - wanted).max(axis=1).min() < 20, colour
     greys = found[(np.ptp(found, axis=1) == 0)]
     assert len(np.unique(greys)) > 12
+
+
+def test_no_bone_of_a_label_map_changes_its_colour(tmp_path):
+    """Bone and shaded surfaces give thousands of colours: each pixel must stay near the one that was drawn."""
+    plan = phantom.draw_plan(2022, 3, size=128, difficulty="easy", levels=("C2", "C5"))
+    figure = galleries.overview(phantom.render(plan))
+    plots.save(figure, tmp_path, "few")
+    figure.savefig(tmp_path / "all.png", dpi=plt.rcParams["savefig.dpi"], bbox_inches="tight")
+    few, drawn = (
+        np.asarray(Image.open(tmp_path / f"{name}.png").convert("RGB")).astype(int) for name in ("few", "all")
+    )
+    coloured = np.ptp(drawn, axis=-1) >= 8
+    assert coloured.sum() > 10_000
+    assert np.abs(few - drawn)[coloured].max() < 30, "a green vertebra turned blue at a difference of 47"

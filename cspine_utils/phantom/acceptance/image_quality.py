@@ -189,7 +189,7 @@ def noise_power(noise: np.ndarray, pixel_mm: float, *, bins: int = 24) -> tuple[
 
     Parameters
     ----------
-    noise : HU `(slices, n, n)`, square regions of noise alone
+    noise : HU `(slices, h, w)`, regions of noise alone
     pixel_mm : pixel size
 
     Returns
@@ -198,12 +198,11 @@ def noise_power(noise: np.ndarray, pixel_mm: float, *, bins: int = 24) -> tuple[
     power : `(bins,)` HU^2 mm^2, mean over slices and directions; its integral over the plane is the variance
     """
     noise = np.asarray(noise, dtype=np.float64)
-    n = noise.shape[-1]
+    h, w = noise.shape[1:]
     flat = noise - noise.mean(axis=(1, 2), keepdims=True)
-    window = np.hanning(n)[:, None] * np.hanning(n)  # the borders of a region must not look like edges
+    window = np.hanning(h)[:, None] * np.hanning(w)  # the borders of a region must not look like edges
     spectrum = np.abs(np.fft.fft2(flat * window)) ** 2 * pixel_mm**2 / (window**2).sum()
-    f = np.fft.fftfreq(n, pixel_mm)
-    radius = np.hypot(f[:, None], f)
+    radius = np.hypot(np.fft.fftfreq(h, pixel_mm)[:, None], np.fft.fftfreq(w, pixel_mm))
     edges = np.linspace(0.0, 0.5 / pixel_mm, bins + 1)
     place = np.digitize(radius, edges) - 1
     power = np.array([spectrum[:, place == b].mean() if (place == b).any() else np.nan for b in range(bins)])
