@@ -3,7 +3,7 @@
     python -m cspine_utils.phantom.acceptance [--quick] [--only name,...] [--studies N] [--seed S] [--out CSV]
 
 The exit code is 1 if anything fails. Every check is a function of arrays or tables in a module of its own, and every
-one is shown to fail on a broken phantom in `tests/test_phantom_acceptance.py`. The full form takes about twenty
+one is shown to fail on a broken phantom in `tests/test_phantom_acceptance.py`. The full form takes about ten
 minutes on one thread, `--quick` about one and proves little: with few people and studies only gross faults show, and
 the network is left out.
 """
