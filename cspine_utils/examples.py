@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from cspine_utils import phantom
+from cspine_utils.phantom.mimics import KINDS_OF_MIMICS
 
 #: Kind of fracture -> level at which it is shown; others at the level that they make up the largest share of.
 FRACTURE_SHOWN_AT = {
@@ -22,29 +23,24 @@ FRACTURE_SHOWN_AT = {
     "pedicle": "C4",
 }
 
-#: Look-alike -> level and plane that show it
+#: Look-alike -> level at which it is shown; others at the last level that can have them.
 MIMIC_SHOWN_AT = {
-    "vessel_channel": ("C5", "axial"),
-    "marrow_pocket": ("C5", "sagittal"),
-    "posterior_cleft": ("C1", "axial"),
-    "os_odontoideum": ("C2", "sagittal"),
-    "synchondrosis_scar": ("C2", "coronal"),
-    "unfused_apophysis": ("C7", "sagittal"),
-    "limbus": ("C5", "sagittal"),
-    "osteophyte": ("C6", "sagittal"),
-    "endplate_pit": ("C4", "sagittal"),
-    "facet_hypertrophy": ("C4", "axial"),
-    "accessory_foramen": ("C5", "axial"),
-    "open_foramen": ("C4", "axial"),
-    "ponticulus": ("C1", "sagittal"),
-    "healed_fracture": ("C6", "axial"),
+    "vessel_channel": "C5",
+    "marrow_pocket": "C5",
+    "limbus": "C5",
+    "osteophyte": "C6",
+    "endplate_pit": "C4",
+    "facet_hypertrophy": "C4",
+    "accessory_foramen": "C5",
+    "open_foramen": "C4",
+    "healed_fracture": "C6",
 }
 
 
 def kernels(seed: int, *, size: int = 256, level: str = "C4") -> dict:
     """One vertebra scanned with each kernel of the phantom, with noise and without."""
     plan = phantom.draw_plan(seed, 0, size=size, levels=())
-    dose = plan.scan.noise_hu / phantom.KERNELS[plan.scan.kernel].noise
+    dose = _bone_noise(plan)
     found = {}
     for name, kernel in phantom.KERNELS.items():
         same = replace(plan, scan=replace(plan.scan, kernel=name, noise_hu=dose * kernel.noise))
@@ -70,7 +66,8 @@ def fractures(seed: int, *, size: int = 256, difficulty: str = "easy", kinds=Non
 def mimics(seed: int, *, size: int = 256) -> dict:
     """Every look-alike of the phantom, title -> example."""
     pairs = {}
-    for index, (name, (level, plane)) in enumerate(MIMIC_SHOWN_AT.items()):
+    for index, (name, kind) in enumerate(KINDS_OF_MIMICS.items()):
+        level, plane = MIMIC_SHOWN_AT.get(name, kind.levels[-1]), kind.plane
         plan = _bone_kernel(phantom.draw_plan(seed, 100 + index, size=size, difficulty="easy", levels=()))
         both = (replace(plan, mimics=m) for m in ({level: (name,)}, {}))
         renderings = (phantom.render_vertebra(p, level, box_mm=_box_mm(level, plane)) for p in both)
@@ -86,9 +83,13 @@ def _box_mm(level: str, plane: str) -> tuple[float, float, float]:
 
 def _bone_kernel(plan):
     """The same plan scanned with the bone kernel, so that examples differ in nothing but the bone."""
-    dose = plan.scan.noise_hu / phantom.KERNELS[plan.scan.kernel].noise
     grid = replace(plan.grid, motion=None)
-    return replace(plan, scan=replace(plan.scan, kernel="bone", noise_hu=dose), grid=grid)
+    return replace(plan, scan=replace(plan.scan, kernel="bone", noise_hu=_bone_noise(plan)), grid=grid)
+
+
+def _bone_noise(plan) -> float:
+    """The noise (HU) that this plan's dose gives with the bone kernel."""
+    return plan.scan.noise_hu / phantom.KERNELS[plan.scan.kernel].noise
 
 
 def _words(name: str) -> str:

@@ -29,6 +29,7 @@ from cspine_utils.phantom.mimics import KINDS_OF_MIMICS, changes
 from cspine_utils.phantom.patient import SIZES, build_spine
 from cspine_utils.phantom.scanner import Scan, blur, quantum_noise
 from cspine_utils.phantom.sdf import Field, Pose, Primitive
+from cspine_utils.phantom.vertebrae import layout
 
 SIZE = 80
 
@@ -97,11 +98,43 @@ def test_crops_cost_a_small_part(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"level": "T1"}, {"level": "C4", "box_mm": (10, 10)}, {"level": "C4", "box_mm": (0, 9, 9)}]
+    "wrong",
+    [
+        {"level": "T1"},
+        {"level": "C4", "box_mm": (10, 10)},
+        {"level": "C4", "box_mm": (0, 9, 9)},
+        {"level": "C4", "box_mm": 50},
+    ],
 )
 def test_impossible_crops_are_refused(wrong):
     with pytest.raises(ParameterError, match="level|box_mm"):
         render_vertebra(draw_plan(0, 0, size=SIZE, levels=()), **wrong)
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"fractures": {"c5": "lamina"}}, "'c5'"),
+        ({"fractures": {"T1": "lamina"}}, "'T1'"),
+        ({"fractures": {"C5": "dens_ii"}}, "fractures of C5.*'dens_ii'.*lamina"),
+        ({"fractures": ("C5",)}, "a dict"),
+        ({"mimics": {"C5": ("ponticulus",)}}, "mimics of C5.*limbus"),
+        ({"mimics": {"C5": "limbus"}}, "a tuple"),
+        ({"difficulty": "brutal"}, "difficulty"),
+        ({"size": 999}, "which the grid has"),
+    ],
+)
+def test_a_plan_changed_into_nonsense_is_refused(changed, said):
+    with pytest.raises(ParameterError, match=said):
+        replace(draw_plan(65, 0, size=SIZE, levels=()), **changed)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "meta", "cpu:3", "abacus", None])
+def test_a_device_that_cannot_render_is_refused(device):
+    plan = draw_plan(66, 0, size=48, levels=())
+    for draw in (render, render_pair, lambda plan, device: render_vertebra(plan, "C4", device=device)):
+        with pytest.raises(ParameterError, match="device"):
+            draw(plan, device=device)
 
 
 def test_a_pair_equals_two_renders():
@@ -140,6 +173,21 @@ def test_incomplete_breaks_move_nothing_and_comminuted_ones_have_one_more_line()
     assert set(patterns) == {"complete", "incomplete", "comminuted"}
     assert all(n == 1 and move == 0 and cut.shift == (0.0, 0.0, 0.0) for n, move, cut in patterns["incomplete"])
     assert all(n == 2 for n, *_ in patterns["comminuted"]) and all(n == 1 for n, *_ in patterns["complete"])
+
+
+@pytest.mark.parametrize("level", ["C4", "C7"])
+def test_a_break_of_the_transverse_process_spares_the_pillar(level):
+    """The process lies in front of the pillar (at C7 beside it): a line through the pillar is another fracture."""
+    for seed in range(4):
+        plan = replace(draw_plan(90 + seed, 0, size=128, levels=(level,)), fractures={level: "transverse_process"})
+        plan = replace(plan, grid=replace(plan.grid, motion=None))
+        crop = render_vertebra(plan, level, noise=False)
+        place, at = plan.landmarks()[level], layout(level, plan.spine.sizes[level])
+        index = np.argwhere(crop.altered)
+        ras = index @ crop.affine[:3, :3].T + crop.affine[:3, 3]
+        x, y, _ = ((ras * [-1, -1, 1] - place["centre"]) @ place["axes"]).T
+        inside = (np.abs(np.abs(x) - at.pillar[0]) < 5.5) & (np.abs(y - at.pillar[1]) < 4.5)
+        assert len(index) >= 8 and inside.mean() < 0.10
 
 
 def ball(radius=12.0, spacing=0.8, size=48):

@@ -23,7 +23,11 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, required=True, help="the same seed gives the same bytes")
     parser.add_argument("--size", type=int, default=128, help="pixels across (default 128)")
     parser.add_argument("--difficulty", default="standard", help=", ".join(DIFFICULTIES) + " (default standard)")
-    parser.add_argument("--prevalence", default="rsna", help=", ".join(PREVALENCES) + " (default rsna)")
+    parser.add_argument(
+        "--prevalence",
+        default="rsna",
+        help=", ".join(PREVALENCES) + " (default rsna; balanced: every level in every second study)",
+    )
     parser.add_argument("--twins", action="store_true", help="also write the intact twin of every fractured study")
     parser.add_argument("--workers", type=int, help="processes (default: one a core, for a few studies just one)")
     parser.add_argument("--device", default="cpu", help="torch device that renders (default cpu)")
@@ -34,8 +38,12 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        print(f"error: {error}; what to do: check the folder's permissions and free space", file=sys.stderr)
+        remedy = "check the folder's name, permissions and free space, and that no other run writes there"
+        print(f"error: {error}; what to do: {remedy}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where it was", file=sys.stderr)
+        return 130
     return 0
 
 

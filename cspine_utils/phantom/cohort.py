@@ -23,24 +23,25 @@ import math
 import multiprocessing
 import os
 import shutil
+import zipfile
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
-import torch
 from tqdm import tqdm
 
 from cspine_utils.errors import ParameterError
 
 from .export import Storage, draw_storage, write_mask, write_series, write_truth
 from .rendering import render, render_pair
-from .study import Stage, StudyPlan, check_parameters, draw_plan, stream
+from .study import Stage, StudyPlan, check_device, check_parameters, draw_plan, stream
 from .tables import write_tables, write_text
 
 #: Raised whenever the same parameters give other bytes.
-VERSION = 3
+VERSION = 4
 
 #: With fewer studies, starting more processes costs more than it brings.
 _FEW = 16
@@ -132,23 +133,10 @@ def _check(studies, seed, size, difficulty, prevalence, mask_share, box_share, w
         raise ParameterError(
             "workers", found=repr(workers), expected="an integer from 1 to 256", remedy="one process per core is enough"
         )
-    if not _usable(device):
-        raise ParameterError(
-            "device", found=f"{device!r}, which cannot be used here", expected="cpu, or cuda where torch finds a GPU",
-            remedy="leave it out to render on the CPU",
-        )  # fmt: skip
+    check_device(device)
     for name, share in (("mask_share", mask_share), ("box_share", box_share)):
-        if not isinstance(share, (int, float)) or not math.isfinite(share) or not 0 <= share <= 1:
-            raise ParameterError(name, found=repr(share), expected="a number from 0 to 1", remedy="correct this share")
-
-
-def _usable(device) -> bool:
-    """Whether torch can render on this device: the CPU, or a GPU that it finds."""
-    try:
-        wanted = torch.device(device)
-    except (RuntimeError, TypeError):  # not the name of any device
-        return False
-    return wanted.type == "cpu" or (wanted.type == "cuda" and (wanted.index or 0) < torch.cuda.device_count())
+        if not isinstance(share, Real) or not math.isfinite(share) or not 0 <= share <= 1:
+            raise ParameterError(name, found=repr(share), expected="a number from 0 to 1", remedy="e.g. 0.75")
 
 
 def _claim(root: Path, settings: dict, plans: list[StudyPlan]) -> None:
@@ -194,8 +182,8 @@ def _check_space(root: Path, settings: dict, plans: list[StudyPlan]) -> None:
     if free < needed:
         raise ParameterError(
             root,
-            found=f"{free / 1e9:.1f} GB of free space",
-            expected=f"about {needed / 1e9:.1f} GB for {len(plans)} studies of size {settings['size']}",
+            found=f"{free / 1e6:.0f} MB of free space",
+            expected=f"about {needed / 1e6:.0f} MB for {len(plans)} studies of size {settings['size']}",
             remedy="free some space, name a folder on another disk, or ask for fewer or smaller studies",
         )
 
@@ -249,10 +237,16 @@ def _finished(root: Path, plan: StudyPlan, storage: Storage, twins: bool) -> dic
     try:
         with np.load(truth) as file:
             record = json.loads(file["record"].tobytes())
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
         return None
     wanted = {f"{storage.file_number(d, plan.grid.shape[0])}.dcm" for d in range(plan.grid.shape[0])}
-    return record if {p.name for p in images.iterdir()} == wanted else None
+    files = list(images.iterdir())
+    return record if {p.name for p in files} == wanted and record.get("bytes") == _total(files) else None
+
+
+def _total(files) -> int:
+    """Bytes of some files: tells one that was cut short."""
+    return sum(path.stat().st_size for path in files)
 
 
 def _places(root: Path, plan: StudyPlan) -> tuple[Path, Path, Path, Path]:
@@ -296,11 +290,12 @@ def _write_study(root: Path, plan: StudyPlan, storage: Storage, twins: bool, dev
         },
     }
     write_series(work / "images", rendered.hu, plan, storage)
+    record["bytes"] = _total((work / "images").iterdir())
     if storage.has_mask:
         write_mask(work / "mask.nii", rendered.labels, rendered.affine)
     write_truth(work / "truth.npz", rendered, record)
     if intact is not None:
-        write_truth(work / "twin.npz", intact, {"levels": []})
+        write_truth(work / "twin.npz", intact, record | {"levels": [], "fractures": [], "boxes": []})
         _put(work / "twin.npz", twin)
     _put(work / "images", images)
     if storage.has_mask:

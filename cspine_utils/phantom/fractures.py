@@ -2,11 +2,13 @@
 
 A kind is one function under the `fracture` decorator. It gets a `Draw` (sizes, places of the parts, gap, displacement,
 side, random stream) and returns the `Cut`s; the decorator names its share within each level. Nothing else has to
-change for a new kind: its docstring's first sentence is shown to readers.
+change for a new kind: its docstring's first line is shown to readers. New kinds go to the end of the file: the order
+is part of what a seed draws (and any new share changes which kinds old seeds draw).
 
-Shares. C1: single arch against burst after an atlas series (operativeneurosurgery.com); C2: dens about half, hangman
-about a fifth (NEXUS, Ann Emerg Med 2001); C3-C7: textbook values in the sense that breaks of the processes outnumber
-those of the body more and more towards C7 (Emerg Radiol 2021). They need not add up to 1.
+Shares. C1: single arch against burst after an atlas series (operativeneurosurgery.com). C2: dens a third of all (NEXUS,
+Ann Emerg Med 2001) to a half; here a half, hangman a fifth (textbook values). C3-C7: textbook values in the sense that
+breaks of the processes outnumber those of the body more and more towards C7 (Emerg Radiol 2021). They need not add up
+to 1.
 Local frame and units as in `sdf`: x left, y back, z head, mm.
 """
 
@@ -224,11 +226,16 @@ def pillar(d: Draw) -> list[Cut]:
 @fracture("axial", ("complete",), C2=0.08, C3=0.16, C4=0.16, C5=0.16, C6=0.15, C7=0.27)
 def transverse_process(d: Draw) -> list[Cut]:
     """Through a transverse process; at C3-C6 the line meets the hole of the vertebral artery."""
-    x, y = d.at.foramen
-    p = (d.side * (x + d.between(-0.5, 2.0)), y + 2.0, -2.0)
-    window = (p[0] + d.side * 5.0, p[1], p[2])
+    (x, y), tip = d.at.foramen, d.at.transverse
+    if d.level == "C7":  # a long process behind a small hole: beyond the pillar
+        edge = d.at.pillar[0] + 7.0
+        p = (d.side * (edge + d.between(0.25, 0.6) * (tip[0] - edge)), tip[1], tip[2])
+        window, radii = p, (7.0, 8.0, 8.0)
+    else:  # in front of the pillar, through the roots and the bar around the hole
+        p = (d.side * (x + d.between(-0.5, 2.0)), y - 0.5, -2.0)
+        window, radii = (p[0] + d.side * 4.0, p[1], p[2]), (8.5, 4.6, 8.0)
     shift = (d.side * 0.3 * d.move, 0.3 * d.move, -0.6 * d.move)
-    return [Cut(p, (d.side, d.jitter(0.25), d.jitter(0.25)), window, (9.5, 12.0, 9.0), d.gap, shift, rough_mm=0.5)]
+    return [Cut(p, (d.side, d.jitter(0.25), d.jitter(0.25)), window, radii, d.gap, shift, rough_mm=0.5)]
 
 
 @fracture("sagittal", ("complete", "comminuted"), C6=0.14, C7=0.22)

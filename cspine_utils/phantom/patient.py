@@ -19,6 +19,9 @@ from .sdf import Pose, rotation
 
 BONES = ("C1", "C2", "C3", "C4", "C5", "C6", "C7", "T1", "T2", "T3")
 
+#: The levels that are built alike.
+SUBAXIAL = BONES[2:7]
+
 #: Discs between neighbours of `BONES`, named by the vertebra above: C2 (C2/3) to T2 (T2/3).
 DISCS = BONES[1:-1]
 

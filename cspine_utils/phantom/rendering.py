@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import replace
+from numbers import Real
 
 import numpy as np
 import torch
@@ -15,7 +16,7 @@ from . import scanner
 from .grid import Grid
 from .scene import Scene
 from .sdf import overlap
-from .study import Stage, StudyPlan
+from .study import Stage, StudyPlan, check_device
 from .truth import Rendered
 
 #: Middle of the crop around a vertebra, mm behind the body's centre (C1: behind the dens): its arch lies there.
@@ -59,7 +60,8 @@ def render_vertebra(
 
     Returns
     -------
-    Rendered : of the crop, with the crop's own affine; boxes and altered voxels of this and neighbouring levels
+    Rendered : of the crop, with the crop's own affine. `fractures` lists every broken vertebra that reaches into the
+        box, neighbours included; whether its break lies in the box is told by `altered` and `boxes`
     """
     return _crop(plan, level, box_mm, noise, device, fractured)[0]
 
@@ -75,7 +77,8 @@ def _crop(plan: StudyPlan, level: str, box_mm, noise: bool, device: str, fractur
     """Cut the box out of the study, compute what lies inside the scan, and fill up with air."""
     if level not in LEVELS:
         raise ParameterError("level", found=repr(level), expected="one of C1 ... C7", remedy="name one vertebra")
-    if len(box_mm) != 3 or not all(2 <= length <= 400 for length in box_mm):
+    numbers = isinstance(box_mm, (tuple, list)) and all(isinstance(length, Real) for length in box_mm)
+    if not numbers or len(box_mm) != 3 or not all(2 <= length <= 400 for length in box_mm):
         raise ParameterError(
             "box_mm", found=repr(box_mm), expected="three lengths of 2-400 mm", remedy="e.g. (40, 60, 80)"
         )
@@ -121,6 +124,7 @@ def _one_thread():
 
 def _pair(plan: StudyPlan, wanted: Grid, noise: bool, device: str, fractured: bool, twin: bool = False, salt: int = 0):
     """Render the grid `wanted` (a part of the study's): one `Rendered`, or with `twin` the broken and the intact."""
+    check_device(device)
     with _one_thread():
         wanted = replace(wanted, device=device)
         scene = Scene(plan, wanted, fractured)

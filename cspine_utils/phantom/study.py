@@ -11,13 +11,14 @@ import enum
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cspine_utils.anatomy import LEVELS
 from cspine_utils.errors import ParameterError
 
-from .fractures import DIFFICULTIES, draw_type
+from .fractures import DIFFICULTIES, FRACTURE_TYPES, draw_type
 from .grid import Grid, Motion
-from .mimics import draw_mimics
+from .mimics import KINDS_OF_MIMICS, draw_mimics
 from .patient import BONES, Patient, Spine, build_spine, draw_patient
 from .patterns import draw_levels
 from .scanner import Scan, draw_scan
@@ -76,6 +77,21 @@ class StudyPlan:
     surroundings: Surroundings
     grid: Grid
     scan: Scan
+
+    def __post_init__(self):
+        """A plan may be changed by `dataclasses.replace`; what cannot be drawn is refused, not left out."""
+        if self.difficulty not in DIFFICULTIES:
+            _refuse("difficulty", self.difficulty, "one of " + ", ".join(DIFFICULTIES))
+        if self.size != self.grid.shape[2]:
+            _refuse("size", self.size, f"{self.grid.shape[2]}, which the grid has", "draw a plan of another size")
+        for level, kind in _items("fractures", self.fractures, 'a dict, e.g. {"C5": "lamina"}'):
+            allowed = FRACTURE_TYPES.get(level) or _refuse("fractures", level, "levels out of C1 ... C7")
+            if kind not in allowed:
+                _refuse(f"fractures of {level}", kind, "one of " + ", ".join(allowed))
+        for level, names in _items("mimics", self.mimics, 'a dict, e.g. {"C5": ("limbus",)}'):
+            allowed = [kind.name for kind in KINDS_OF_MIMICS.values() if level in kind.levels]
+            if not isinstance(names, tuple) or not set(names) <= set(allowed):
+                _refuse(f"mimics of {level}", names, "a tuple of names out of " + (", ".join(allowed) or "nothing"))
 
     @property
     def levels(self) -> tuple[str, ...]:
@@ -160,39 +176,57 @@ def draw_plan(
     }
     rng = stream(seed, index, Stage.SCAN)
     return StudyPlan(
-        seed=seed,
-        index=index,
+        seed=int(seed),
+        index=int(index),
         uid=study_uid(seed, index),
-        size=size,
+        size=int(size),
         difficulty=difficulty,
         fractures=fractures,
         mimics={level: names for level, names in mimics.items() if names},
         patient=patient,
         surroundings=draw_surroundings(stream(seed, index, Stage.SURROUNDINGS), patient),
-        grid=_draw_grid(rng, seed, index, size, build_spine(patient)),
+        grid=_draw_grid(rng, seed, index, int(size), build_spine(patient)),
         scan=draw_scan(rng, preset.noise),
     )
+
+
+def _refuse(name, found, expected, remedy="give one of what is expected"):
+    raise ParameterError(name, found=repr(found), expected=expected, remedy=remedy)
+
+
+def _items(name: str, value, expected: str):
+    return value.items() if isinstance(value, dict) else _refuse(name, value, expected)
+
+
+def check_device(device) -> None:
+    """Raise `ParameterError` unless torch can render on this device: the CPU, or a GPU that it finds."""
+    try:
+        wanted = torch.device(device)
+    except (RuntimeError, TypeError):  # not the name of any device
+        wanted = None
+    gpus = torch.cuda.device_count()
+    if wanted is None or not (str(wanted) == "cpu" or (wanted.type == "cuda" and (wanted.index or 0) < gpus)):
+        _refuse("device", device, "cpu, or cuda where torch finds a GPU", "leave it out to render on the CPU")
 
 
 def check_parameters(*, seed, size, difficulty, prevalence, index=0, levels=None) -> None:
     """Raise `ParameterError` for the first argument of `draw_plan` that cannot be."""
 
-    def refuse(name, found, expected, remedy="correct this argument"):
-        raise ParameterError(name, found=repr(found), expected=expected, remedy=remedy)
-
     for name, value in (("seed", seed), ("index", index)):
         if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 0:
-            refuse(name, value, "an integer >= 0")
+            _refuse(name, value, "an integer >= 0")
     if not isinstance(size, (int, np.integer)) or isinstance(size, bool) or not MIN_SIZE <= size <= 1024:
-        refuse("size", size, f"an integer from {MIN_SIZE} to 1024 (pixels across)")
-    if difficulty not in DIFFICULTIES:
-        refuse("difficulty", difficulty, "one of " + ", ".join(DIFFICULTIES))
-    if prevalence not in PREVALENCES:
-        refuse("prevalence", prevalence, "one of " + ", ".join(PREVALENCES))
+        _refuse("size", size, f"an integer from {MIN_SIZE} to 1024 (pixels across)")
+    if not isinstance(difficulty, str) or difficulty not in DIFFICULTIES:
+        _refuse("difficulty", difficulty, "one of " + ", ".join(DIFFICULTIES))
+    if not isinstance(prevalence, str) or prevalence not in PREVALENCES:
+        _refuse("prevalence", prevalence, "one of " + ", ".join(PREVALENCES))
     if levels is not None and (
-        isinstance(levels, str) or len(set(levels)) != len(tuple(levels)) or not set(levels) <= set(LEVELS)
+        not isinstance(levels, (tuple, list))
+        or any(level not in LEVELS for level in levels)
+        or len(set(levels)) != len(levels)
     ):
-        refuse("levels", levels, "a tuple of different levels out of C1 ... C7, or None", 'e.g. levels=("C5",)')
+        _refuse("levels", levels, "a tuple of different levels out of C1 ... C7, or None", 'e.g. levels=("C5",)')
 
 
 def _draw_grid(rng: np.random.Generator, seed: int, index: int, size: int, spine: Spine) -> Grid:

@@ -43,7 +43,7 @@ class Rendered:
     labels : uint8 `(d, h, w)`, 1-7 = C1-C7, 8-10 = T1-T3
     altered : bool `(d, h, w)`, voxels that a fracture changed by more than `ALTERED_HU` (before noise)
     affine : float64 4x4, voxel (d, h, w) -> RAS+ mm
-    boxes : one `Box` per fracture and slice; empty for an intact study
+    boxes : for each fracture one `Box` per slice with at least three altered voxels; empty for an intact study
     fractures : one `FractureTruth` per fractured level
     """
 

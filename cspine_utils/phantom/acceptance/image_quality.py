@@ -14,6 +14,7 @@ from scipy import ndimage, stats
 
 from cspine_utils.anatomy import LABEL_IDS
 
+from ..patient import SUBAXIAL
 from ..truth import Rendered
 from .morphometry import FEW_PEOPLE, measure_canal
 from .report import Row
@@ -62,7 +63,7 @@ def tissue_hu(study: Rendered, landmarks: dict) -> dict[str, float]:
 
     found: dict[str, list[float]] = {name: [] for name in TISSUES}
     masks = {n: Mask(study.labels, affine, LABEL_IDS[n], m["centre"], m["axes"]) for n, m in landmarks.items()}
-    for name in ("C3", "C4", "C5", "C6", "C7"):
+    for name in SUBAXIAL:
         # The front half of the body, well inside: the vein's channel comes in from behind.
         found[TRABECULAR].append(
             float(np.nanmean(at(name, np.linspace(-4, 4, 7), np.linspace(-3, 0, 4), (-2, -1, 0, 1, 2))))

@@ -22,13 +22,12 @@ from tqdm import tqdm
 
 from cspine_utils.anatomy import LABEL_IDS
 
+from ..patient import SUBAXIAL
 from ..rendering import render
 from ..study import draw_plan
 from .published import PUBLISHED, SEX_MEASURES, SEX_RATIO, SPREAD_FACTOR, Published
 from .report import Row
 from .ruler import STEP_MM, Mask, crossing, extent, median, rays
-
-SUBAXIAL = ("C3", "C4", "C5", "C6", "C7")
 
 #: With fewer people than this a spread says little.
 FEW_PEOPLE = 20
