@@ -7,6 +7,7 @@ the two on every file at hand. (DICOM PS3.5 section 7, PS3.10 section 7.)
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import warnings
@@ -17,7 +18,6 @@ from struct import unpack_from
 from typing import NamedTuple
 
 import pydicom
-from pydicom.uid import UID
 
 from cspine_utils.errors import SeriesError
 
@@ -57,6 +57,7 @@ _WANTED = {
     "RescaleSlope": (0x0028, 0x1053, "DS"),
     "RescaleType": (0x0028, 0x1054, "LO"),
 }
+_ALSO = {("SS", "US"), ("US or SS", "US")}
 # As four little-endian bytes read at once: the group in the low half.
 _BY_KEY = {group | element << 16: (keyword, vr) for keyword, (group, element, vr) in _WANTED.items()}
 _PIXEL_DATA = 0x7FE0 | 0x0010 << 16
@@ -224,7 +225,7 @@ def _walk_data_set(descriptor, data: bytes, at: int, size: int | None, explicit:
             if at + length > (end if size is None else size):
                 raise _Unusual
             if wanted:
-                if vr is not None and vr.decode() != wanted[1] and not (wanted[1] == "US" and vr == b"SS"):
+                if vr is not None and vr.decode() != wanted[1] and (vr.decode(), wanted[1]) not in _ALSO:
                     raise _Unusual
                 if at + length > end:
                     data = os.pread(descriptor, min(size, at + length + _FIRST_READ), 0)
@@ -306,10 +307,23 @@ def inflate(path: Path, data: bytes) -> bytes:
     return inflated
 
 
+class _Within(io.BufferedReader):
+    """A file that is never asked for more than it has: a damaged length would reserve gigabytes."""
+
+    def read(self, size=-1):
+        left = max(0, os.fstat(self.fileno()).st_size - self.tell())
+        return super().read(left if size is None or size < 0 else min(size, left))
+
+
+def open_within(path: Path) -> io.BufferedReader:
+    """Open a file for pydicom."""
+    return _Within(io.FileIO(path))
+
+
 def read_by_pydicom(path: Path) -> Elements:
     """The thorough way. Raises NotDicom or SeriesError."""
     try:
-        with open(path, "rb") as file, warnings.catch_warnings():
+        with open_within(path) as file, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values of the header, which may be a person's name
             start = file.read(132)
             if start[128:] != b"DICM" and not _may_be_bare(start):
@@ -330,7 +344,7 @@ def read_by_pydicom(path: Path) -> Elements:
         raise _unreadable(path, error) from error
     except Exception as error:  # whatever bytes are in the file: pydicom raises many kinds of errors on them
         raise _damaged(path, type(error).__name__) from error
-    complete = ended or not UID(values["TransferSyntaxUID"]).is_compressed
+    complete = ended or values["TransferSyntaxUID"] in NATIVE_SYNTAXES
     return Elements(values, None, size - pixels_at, (), False, complete, dataset)
 
 
@@ -350,7 +364,10 @@ def _from_dataset(dataset: pydicom.Dataset, keyword: str):
     source = dataset.file_meta if keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID") else dataset
     vr = _WANTED[keyword][2]
     try:
-        value = source.get(keyword)
+        element = source.get(pydicom.datadict.tag_for_keyword(keyword))
+        if element is None or (element.VR != vr and (element.VR, vr) not in _ALSO):
+            return None if element is None else ()
+        value = element.value
         several = isinstance(value, pydicom.multival.MultiValue | list | tuple)
         if value is None or (value == "" and not several) or (several and not len(value)):
             return None

@@ -144,7 +144,7 @@ def _entries(folder: Path) -> list[tuple[Path, str]]:
         with os.scandir(folder) as entries:
             return sorted((Path(entry.path), _kind(entry)) for entry in entries)
     except OSError as error:
-        absent, file = not os.path.lexists(folder), folder.is_file()
+        absent, file = isinstance(error, FileNotFoundError), os.path.isfile(folder)
         raise SeriesError(
             folder,
             found="no such folder"

@@ -16,6 +16,8 @@ from .elements import Elements
 
 #: No CT image is larger (2048 x 2048 is the largest matrix that scanners offer); a damaged header can say 60,000.
 MAX_SIDE = 4096
+#: Slopes are about 1 and intercepts about -1024; beyond these bounds a header is damaged.
+MIN_SLOPE, MAX_RESCALE = 1e-4, 1e5
 
 _CT = {"1.2.840.10008.5.1.4.1.1.2"}
 _ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}  # the second: converted from single files
@@ -162,7 +164,8 @@ def _no_slice(read: Elements) -> str:
         return "a secondary capture: a picture of a screen or a form, no CT slice"
     if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
         return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
-    if values.get("SamplesPerPixel", (1,)) != (1,):
+    photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
+    if values.get("SamplesPerPixel", (1,)) != (1,) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return "a colour image"
     kinds = str(values.get("ImageType", "")).upper().split("\\")
     if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
@@ -228,11 +231,11 @@ def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
 def _one(path: Path, keyword: str, numbers) -> float:
     """The one finite number of a rescale tag. Without it the values are no HU, so nothing is assumed."""
     (number,) = _numbers(path, {} if numbers is None else {keyword: numbers}, keyword, 1)
-    if keyword == "RescaleSlope" and number == 0:
+    if not MIN_SLOPE <= abs(number) <= MAX_RESCALE if keyword == "RescaleSlope" else abs(number) > MAX_RESCALE:
         raise SeriesError(
             path,
-            found="RescaleSlope 0",
-            expected="the HU of one stored unit, as a rule 1",
+            found=f"{keyword} {number:g}",
+            expected="the HU of one stored unit, as a rule 1" if keyword == "RescaleSlope" else "HU of stored value 0",
             remedy="the header is damaged: download the file again, or leave it out.",
         )
     return number

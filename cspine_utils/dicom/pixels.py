@@ -13,7 +13,7 @@ from pydicom.pixels import iter_pixels, pixel_array
 from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
-from .elements import DEFLATED, NATIVE_SYNTAXES, inflate
+from .elements import DEFLATED, NATIVE_SYNTAXES, inflate, open_within
 from .headers import PixelFormat, SliceHeader
 
 #: HU of air, which is what lies outside the scanned circle.
@@ -103,7 +103,8 @@ def _stored(header: SliceHeader) -> np.ndarray:
     if not read.simple:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # they quote values of the header
-            dataset = pydicom.dcmread(header.path, force=True)
+            with open_within(header.path) as file:
+                dataset = pydicom.dcmread(file, force=True)
             dataset.file_meta.TransferSyntaxUID = header.transfer_syntax
             return pixel_array(dataset, raw=True, decoding_plugin=_plugin(header)).copy()
     with open(header.path, "rb", buffering=0) as file:
