@@ -15,9 +15,10 @@ import numpy as np
 
 from cspine_utils.errors import SeriesError
 
+from .alike import HeaderReader
 from .elements import NotDicom
 from .geometry import orientation_of
-from .headers import SliceHeader, read_headers
+from .headers import SliceHeader
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,6 +96,7 @@ def look_into(folder) -> FolderListing:
     headers: list[SliceHeader] = []
     left_out: dict[str, str] = {}
     unreadable: dict[Path, str] = {}
+    reader = HeaderReader()
     for path, kind in _entries(folder):
         if kind:
             (unreadable if kind == _BROKEN_LINK else left_out).update(
@@ -102,7 +104,7 @@ def look_into(folder) -> FolderListing:
             )
             continue
         try:
-            read = read_headers(path)
+            read = reader.read(path)
         except NotDicom:
             unreadable[path] = "a file that is not DICOM"
             continue
@@ -142,7 +144,7 @@ def _entries(folder: Path) -> list[tuple[Path, str]]:
     """Every entry, sorted by name, with the reason why it is not opened, or ""."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((Path(entry.path), _kind(entry)) for entry in entries)
+            return [(folder / entry.name, _kind(entry)) for entry in sorted(entries, key=lambda entry: entry.name)]
     except OSError as error:
         absent, file = isinstance(error, FileNotFoundError), os.path.isfile(folder)
         raise SeriesError(

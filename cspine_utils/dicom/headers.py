@@ -11,11 +11,14 @@ from pydicom.uid import UID
 from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
-from . import elements
-from .elements import Elements
+from .elements import NATIVE_SYNTAXES, Elements, NotDicom, unreadable
+from .thorough import read_by_pydicom
+from .walk import StructError, Unusual, walk
 
 #: No CT image is larger (2048 x 2048 is the largest matrix that scanners offer); a damaged header can say 60,000.
 MAX_SIDE = 4096
+#: Positions are within metres of the scanner's centre.
+MAX_POSITION_MM = 1e5
 #: Slopes are about 1 and intercepts about -1024; beyond these bounds a header is damaged.
 MIN_SLOPE, MAX_RESCALE = 1e-4, 1e5
 
@@ -94,20 +97,22 @@ class SliceHeader(NamedTuple):
     elements: Elements
 
 
-def read_headers(path: Path) -> list[SliceHeader] | str:
+def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | str:
     """The slices of one file, as a rule one, or words for why it is no CT slice.
+
+    `spans` : see `walk.walk`
 
     Raises
     ------
-    NotDicom : not a DICOM file
-    SeriesError : a CT slice whose header is damaged or incomplete
+    NotDicom : not a DICOM file, or one without anything of an image or a report
+    SeriesError : a CT slice whose header is damaged or incomplete, or a file that cannot be opened
     """
-    read = elements.read_elements(path)
+    read = read_elements(path, spans)
     reason = _no_slice(read)
     if reason:
         return reason
     if _sop_class(read) in _ENHANCED_CT:
-        from . import enhanced  # few files need it
+        from . import enhanced  # it needs this module
 
         return enhanced.read_headers(path, read)
     values = read.values
@@ -123,6 +128,19 @@ def read_headers(path: Path) -> list[SliceHeader] | str:
             intercept=values.get("RescaleIntercept"),
         )
     ]
+
+
+def read_elements(path: Path, spans: list | None = None) -> Elements:
+    """The elements of one file, the direct way where it can be gone. Raises NotDicom or SeriesError."""
+    try:
+        read = walk(path, spans)
+    except (Unusual, StructError):
+        read = read_by_pydicom(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not {"SOPClassUID", "MediaStorageSOPClassUID", "Modality", "Rows"} & set(read.values):
+        raise NotDicom
+    return read
 
 
 def make_header(
@@ -251,7 +269,7 @@ def _check(header: SliceHeader) -> None:
         problem = f"PixelSpacing {header.pixel_spacing_mm}", "a positive spacing in mm"
     elif max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(a * d + b * e + c * f)) > 1e-3:
         problem = f"ImageOrientationPatient {[*header.orientation]}", "two directions of length 1 at right angles"
-    elif max(map(abs, header.position_mm)) > 1e5:
+    elif max(map(abs, header.position_mm)) > MAX_POSITION_MM:
         problem = f"ImagePositionPatient {[*header.position_mm]}", "a place within 100 m of the scanner"
     else:
         problem, remedy = _missing_pixels(header)
@@ -263,14 +281,14 @@ def _missing_pixels(header: SliceHeader):
     """A file cut short betrays itself without a look at its pixels: too few bytes, or no end of the sequence."""
     read, syntax = header.elements, header.transfer_syntax
     cut = "the file is cut short: download it again."
-    if syntax not in elements.NATIVE_SYNTAXES and not codecs.can_decode(syntax):
+    if syntax not in NATIVE_SYNTAXES and not codecs.can_decode(syntax):
         name = syntax.name if syntax.is_transfer_syntax else "no transfer syntax of the standard"
         return (
             (f"pixels in {name} ({_uid(syntax) or 'no UID'})", "uncompressed pixels, or a compression known here"),
             "a decoder for this transfer syntax is needed: convert the file to JPEG Lossless or uncompressed "
             "(for example with gdcmconv --raw), or add its decoder to cspine_utils/codecs.py.",
         )
-    if syntax not in elements.NATIVE_SYNTAXES:
+    if syntax not in NATIVE_SYNTAXES:
         if read.complete:
             return None, ""
         return ("a file that ends within its pixels", "the end mark of its compressed pixels"), cut
