@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .elements import DEFLATED, NATIVE_SYNTAXES
-from .headers import MAX_POSITION_MM, SliceHeader, read_headers
+from .headers import MAX_POSITION_MM, NoSlice, SliceHeader, read_headers
 from .walk import FIRST_READ, StructError, Unusual, walk_fragments
 
 #: The lengths of a position and of a slice number change within a series, and so does the place of all that follows.
@@ -28,7 +28,7 @@ class _Layout(NamedTuple):
     mask: int
     bits: int
     position: slice | None
-    result: SliceHeader | str
+    result: SliceHeader | NoSlice
 
 
 class HeaderReader:
@@ -37,7 +37,7 @@ class HeaderReader:
     def __init__(self):
         self._layouts: list[_Layout] = []
 
-    def read(self, path: Path) -> list[SliceHeader] | str:
+    def read(self, path: Path) -> list[SliceHeader] | NoSlice:
         """As `headers.read_headers(path)`, which says what is returned and raised."""
         known = self._alike(path)
         if known is not None:
@@ -48,7 +48,7 @@ class HeaderReader:
         return result
 
     def _remember(self, path: Path, spans: list, result) -> None:
-        if not isinstance(result, str):
+        if not isinstance(result, NoSlice):
             header = result[0]
             if not header.elements.simple or header.frame is not None or header.transfer_syntax == DEFLATED:
                 return
@@ -67,7 +67,7 @@ class HeaderReader:
         self._layouts.insert(0, _Layout(end, bits, data & bits, places[0] if places else None, result))
         del self._layouts[_REMEMBERED:]
 
-    def _alike(self, path: Path) -> list[SliceHeader] | str | None:
+    def _alike(self, path: Path) -> list[SliceHeader] | NoSlice | None:
         """What the file holds, where its header is like a known one; otherwise None."""
         if not self._layouts:
             return None
@@ -91,7 +91,7 @@ class HeaderReader:
 
 def _result(path: Path, descriptor: int, data: bytes, layout: _Layout):
     result = layout.result
-    if isinstance(result, str):
+    if isinstance(result, NoSlice):
         return result
     position = tuple(map(float, data[layout.position].strip(b" \0").split(b"\\")))
     if len(position) != 3 or not all(map(math.isfinite, position)) or max(map(abs, position)) > MAX_POSITION_MM:

@@ -11,7 +11,7 @@ from pydicom.uid import UID
 from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
-from .elements import NATIVE_SYNTAXES, Elements, NotDicom, unreadable
+from .elements import NATIVE_SYNTAXES, Elements, NotDicom, damaged, unreadable
 from .thorough import read_by_pydicom
 from .walk import StructError, Unusual, walk
 
@@ -26,6 +26,7 @@ _CT = {"1.2.840.10008.5.1.4.1.1.2"}
 _ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}  # the second: converted from single files
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_LOCALIZER = "a localizer (the overview from which a scan is planned)"
 # Words for what a file may be other than CT. Only words of this list reach a message: a header can hold any text.
 _MODALITIES = {
     "MR": "MR",
@@ -97,8 +98,15 @@ class SliceHeader(NamedTuple):
     elements: Elements
 
 
-def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | str:
-    """The slices of one file, as a rule one, or words for why it is no CT slice.
+class NoSlice(NamedTuple):
+    """A DICOM file that is no CT slice: why, and the (study, series) that it belongs to."""
+
+    reason: str
+    series: tuple[str, str]
+
+
+def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | NoSlice:
+    """The slices of one file, as a rule one, or why it is no CT slice.
 
     `spans` : see `walk.walk`
 
@@ -108,9 +116,11 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | s
     SeriesError : a CT slice whose header is damaged or incomplete, or a file that cannot be opened
     """
     read = read_elements(path, spans)
-    reason = _no_slice(read)
+    reason = _no_slice(path, read)
     if reason:
-        return reason
+        # Some scanners put the localizer into the series that is planned on it; nothing else may be in a CT series.
+        series = ("", "") if reason is _LOCALIZER else _series(read.values)
+        return NoSlice(reason, series)
     if _sop_class(read) in _ENHANCED_CT:
         from . import enhanced  # it needs this module
 
@@ -152,8 +162,7 @@ def make_header(
     header = SliceHeader(
         path,
         frame,
-        _uid(values.get("StudyInstanceUID", "")),
-        _uid(values.get("SeriesInstanceUID", "")),
+        *_series(values),
         UID(values["TransferSyntaxUID"]),
         rows,
         columns,
@@ -172,7 +181,11 @@ def _sop_class(read: Elements) -> str:
     return read.values.get("SOPClassUID") or read.values.get("MediaStorageSOPClassUID", "")
 
 
-def _no_slice(read: Elements) -> str:
+def _series(values: dict) -> tuple[str, str]:
+    return _uid(values.get("StudyInstanceUID", "")), _uid(values.get("SeriesInstanceUID", ""))
+
+
+def _no_slice(path: Path, read: Elements) -> str:
     """Why the file is no slice of a CT series, or "". SOPClassUID is missing in the files of the competition."""
     values, sop_class = read.values, _sop_class(read)
     modality = values.get("Modality", "")
@@ -180,6 +193,8 @@ def _no_slice(read: Elements) -> str:
         return "a DICOMDIR, the table of contents of a disc"
     if sop_class.startswith(_SECONDARY_CAPTURE):
         return "a secondary capture: a picture of a screen or a form, no CT slice"
+    if not modality and sop_class and UID(sop_class).name == sop_class:
+        raise damaged(path, "a SOP class that does not exist")
     if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
         return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
     photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
@@ -187,10 +202,10 @@ def _no_slice(read: Elements) -> str:
         return "a colour image"
     kinds = str(values.get("ImageType", "")).upper().split("\\")
     if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
-        return "a localizer (the overview from which a scan is planned)"
+        return _LOCALIZER
     frames = values.get("NumberOfFrames", (1,))
-    if sop_class not in _ENHANCED_CT and frames not in ((1,), (0,), ()):
-        return f"a multi-frame file of {frames[0]} frames that is no Enhanced CT"
+    if sop_class not in _ENHANCED_CT and frames not in ((1,), (0,)):
+        return f"a multi-frame file ({frames[0] if frames else 'unknown'} frames) that is no Enhanced CT"
     if sop_class not in ("", *_CT, *_ENHANCED_CT) and "Rows" not in values:
         return "no image"
     return ""
