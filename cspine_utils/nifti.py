@@ -10,6 +10,7 @@ turned, which for a label map is a few percent of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -143,7 +144,8 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
     except OSError as error:
         refuse(path, f"a place that cannot be written ({error.strerror})", "room and permission", "make room.", error)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
