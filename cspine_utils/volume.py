@@ -21,6 +21,20 @@ AXIS_CODES = ("I", "P", "L")
 
 
 @dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels lie in the patient, without what is in them.
+
+    Attributes
+    ----------
+    shape : number of voxels along (d, h, w)
+    affine : float64 4x4, voxel `(d, h, w)` -> RAS+ mm
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Volume:
     """CT intensities with their place in the patient.
 
@@ -40,6 +54,10 @@ class Volume:
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.hu.shape
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.hu.shape, self.affine)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -33,13 +33,13 @@ CANARIES = [
     Canary(
         "label map placed without reversing its axes",
         "cspine_utils/nifti.py",
-        "np.flip(labels.transpose(order), reversed_axes)",
-        "labels.transpose(order)",
+        "np.flip(placed, reversed_axes).transpose(np.argsort(order))",
+        "placed.transpose(np.argsort(order))",
         "test_nifti.py",
     ),
     Canary(
         "a label map half a voxel off is taken",
-        "cspine_utils/nifti.py",
+        "cspine_utils/placement.py",
         "CORNER_TOLERANCE_VOXELS = 0.1",
         "CORNER_TOLERANCE_VOXELS = 0.6",
         "test_nifti.py",
