@@ -11,7 +11,8 @@ Conventions (the same in the whole package)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
@@ -44,12 +45,14 @@ class Volume:
     affine : float64 4x4, voxel `(d, h, w)` -> RAS+ mm
     file_names : the file of each slice, in slice order (head -> feet); empty if not read from files
     study_uid : the StudyInstanceUID, or ""
+    left_out : what else lay in the folder: file name -> why it is not part of the volume
     """
 
     hu: np.ndarray
     affine: np.ndarray
     file_names: tuple[str, ...] = ()
     study_uid: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:

@@ -67,7 +67,7 @@ def look_at(job: Job) -> dict:
             problems.append(str(geometry.problem))
         row["ct"] = "use" if geometry.problem is None else "repair" if geometry.repairable else "reject"
         if row["ct"] != "reject":
-            grid = (geometry if row["ct"] == "use" else geometry.on_even_grid()).grid
+            grid = geometry.grid
     except CSpineError as error:
         problems.append(str(error))
     if job.mask is not None and grid is not None:
