@@ -85,11 +85,8 @@ def _guarded(function: Callable, item):
     try:
         return function(item)
     except Exception as error:  # whatever it is, the other items go on
-        frames = traceback.extract_tb(error.__traceback__)[1:]
-        ours = [frame for frame in frames if "cspine_utils" in Path(frame.filename).parts]
-        place = (ours or frames or [None])[-1]
-        where = f" in {Path(place.filename).name}, line {place.lineno}" if place else ""
-        return Failure(f"an unexpected {type(error).__name__}{where}")
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        return Failure(f"an unexpected {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}")
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple]:

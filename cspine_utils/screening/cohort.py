@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 from tqdm import tqdm
 
-from cspine_utils import __version__, parallel
+import cspine_utils
+from cspine_utils import parallel
 from cspine_utils.anatomy import LEVELS
 from cspine_utils.errors import CSpineError, DatasetError
 from cspine_utils.journal import Journal
@@ -116,7 +117,7 @@ def _mark(job: Job) -> str:
     with os.scandir(job.folder) as entries:
         files = sorted((entry.name, *_state(entry)) for entry in entries)
     mask = None if job.mask is None else _state(job.mask)
-    everything = [__version__, list(SURVEY_COLUMNS), job.labels, job.boxes, files, mask]
+    everything = [cspine_utils.__version__, list(SURVEY_COLUMNS), job.labels, job.boxes, files, mask]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
 
 

@@ -141,28 +141,26 @@ def folds(studies, labels: pd.DataFrame, *, k: int, generator: np.random.Generat
         )
     table = labels.loc[studies]
     broken = table[list(LEVELS)].to_numpy().astype(bool)
-    fractured = table["patient_overall"].to_numpy().astype(bool)
-    fold_of = np.empty(len(studies), int)
-    free = _room(int(fractured.sum()), len(studies), k)
+    group = table["patient_overall"].to_numpy().astype(int)
+    free = _room(int(group.sum()), len(studies), k)
     has = np.zeros((k, len(LEVELS)), int)
+    fold_of = np.empty(len(studies), int)
     rarity = np.argsort(broken.sum(axis=0), kind="stable")  # levels from the rarest on
     shuffled = generator.permutation(len(studies))
     for i in sorted(shuffled, key=lambda i: tuple(~broken[i, rarity])):  # who has the rarest level comes first
-        levels = rarity[broken[i, rarity]]
-        chance = generator.random(k)
-        open_folds = [f for f in range(k) if free[fractured[i]][f]]
-        best = min(open_folds, key=lambda f: (*has[f, levels], -free[fractured[i]][f], chance[f]))
+        room, levels, lot = free[group[i]], rarity[broken[i, rarity]], generator.random(k)
+        best = min(np.flatnonzero(room), key=lambda fold: (*has[fold, levels], -room[fold], lot[fold]))
         fold_of[i] = best
         has[best] += broken[i]
-        free[fractured[i]][best] -= 1
+        room[best] -= 1
     return _as_parts(studies, fold_of, k)
 
 
-def _room(fractured: int, studies: int, k: int) -> list[list[int]]:
-    """How many [intact, fractured] studies each fold takes: both, and their sum, differ by at most one."""
-    broken = [fractured // k + (fold < fractured % k) for fold in range(k)]
-    size = [studies // k + (fold < studies % k) for fold in range(k)]
-    return [[s - b for s, b in zip(size, broken, strict=True)], broken]
+def _room(fractured: int, studies: int, k: int) -> np.ndarray:
+    """How many (intact, fractured) studies each fold takes; each row, and their sum, differs by at most one."""
+    fold = np.arange(k)
+    broken = fractured // k + (fold < fractured % k)
+    return np.array([studies // k + (fold < studies % k) - broken, broken])
 
 
 def _as_parts(studies: list, fold_of: np.ndarray, k: int) -> list[dict]:
