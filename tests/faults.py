@@ -40,6 +40,8 @@ PEAK_MB = 300.0
 #: What a reader may ask for before the system says no; more would be a danger to the machine that runs the tests.
 MEMORY_MB = 1024
 LONGEST_MESSAGE = 2000
+#: How libraries tell that memory was refused. A reader that lets it come to this eats memory where there is some.
+_NO_MEMORY = re.compile("MemoryError|[Uu]nable to allocate|[Oo]ut of memory")
 
 
 @dataclass(frozen=True)
@@ -221,7 +223,7 @@ def _meet(read, job, good, seconds: float, printed: Path) -> Result:
         result.outcome, result.message = "hangs", f"nothing after {seconds:g} s"
     except CSpineError as error:
         result.outcome, result.message = "refused", str(error)
-        if any(isinstance(cause, MemoryError) for cause in _causes(error)):
+        if any(isinstance(cause, MemoryError) or _NO_MEMORY.search(str(cause)) for cause in _causes(error)):
             result.outcome, result.message = "memory", f"refused only after memory ran out: {error}"
     except MemoryError as error:
         result.outcome, result.message = "memory", f"MemoryError: {error}"

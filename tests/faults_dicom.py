@@ -81,11 +81,12 @@ ENCODERS = {
     "jpeg 2000": (uid.JPEG2000Lossless, partial(imagecodecs.jpeg2k_encode, codecformat="j2k", level=0)),
 }
 SYNTAXES = ("explicit", "implicit", *ENCODERS)
-#: Where the stream itself says how large its image is: bytes before the number of rows, and the two numbers' form.
+#: Where a stream says how large its image is: a marker, bytes from there to the two numbers, their form. JPEG 2000
+#: says it twice, for the image and for its only tile.
 _OWN_SIZE = {
-    "jpeg lossless": (b"\xff\xc3", 5, ">HH", lambda r, c: (r, c)),
-    "jpeg-ls": (b"\xff\xf7", 5, ">HH", lambda r, c: (r, c)),
-    "jpeg 2000": (b"\xff\x4f\xff\x51", 8, ">II", lambda r, c: (c, r)),
+    "jpeg lossless": (b"\xff\xc3", (5,), ">HH"),
+    "jpeg-ls": (b"\xff\xf7", (5,), ">HH"),
+    "jpeg 2000": (b"\xff\x4f\xff\x51", (8, 24), ">II"),
 }
 
 
@@ -232,7 +233,7 @@ def _cut(make: Maker):
     for syntax in SYNTAXES[1:]:
         for share in np.linspace(0.01, 0.97, 20):
             make.bytes(f"cut {syntax} at {share:.0%}", lambda c, s=share: c[: int(s * len(c))], syntax=syntax)
-        expected = EITHER if syntax == "deflated" else REFUSED  # one byte less there may be the padding
+        expected = REFUSED if syntax == "implicit" else EITHER  # else it belongs to no pixel
         make.bytes(f"cut {syntax} last byte", lambda content: content[:-1], expected, syntax=syntax)
     make.bytes("zeros from the middle on", lambda c: c[: len(c) // 2] + b"\0" * (len(c) - len(c) // 2), SANE)
     make.bytes("zeros only", lambda c: bytes(len(c)))
@@ -336,7 +337,8 @@ def _insert(content: bytes, tag: int, element: bytes) -> bytes:
 
 def _lengths(make: Maker):
     for length in (0xFFFFFFFF, 0xFFFFFFFE, 0x80000000, 0x7FFFFFFF, 0, 1):
-        make.bytes(f"PixelData of length {length:#x}", lambda c, n=length: with_length(c, "PixelData", n))
+        expected = EITHER if length > 1 else REFUSED  # every pixel is there
+        make.bytes(f"PixelData of length {length:#x}", lambda c, n=length: with_length(c, "PixelData", n), expected)
     for keyword in ("ImagePositionPatient", "StudyInstanceUID", "Modality"):
         for length in (0xFFFF, 0xFFFE, 1):
             make.bytes(f"{keyword} of length {length:#x}", lambda c, k=keyword, n=length: with_length(c, k, n), says="")
@@ -374,14 +376,15 @@ def _sizes(make: Maker):
     make.add("7 GB of pixels in every file", sparse, says="60.?000", damaged="*")
     for syntax in ("rle", "jpeg lossless", "jpeg-ls", "jpeg 2000"):
         make.bytes(f"{syntax} in a header of 60000 x 60000", claim, syntax=syntax, says=says)
-    for syntax, (marker, skip, form, order) in _OWN_SIZE.items():
+    for syntax, (marker, skips, form) in _OWN_SIZE.items():
 
-        def own(content: bytes, marker=marker, skip=skip, form=form, order=order) -> bytes:
-            at = content.index(marker) + skip
-            size = struct.pack(form, *order(ABSURD, ABSURD))
-            return content[:at] + size + content[at + len(size) :]
+        def own(content: bytes, marker=marker, skips=skips, form=form) -> bytes:
+            size = struct.pack(form, ABSURD, ABSURD)
+            for at in (content.index(marker) + skip for skip in skips):
+                content = content[:at] + size + content[at + len(size) :]
+            return content
 
-        make.bytes(f"{syntax} stream that claims 60000 x 60000", own, syntax=syntax)
+        make.bytes(f"{syntax} stream that claims 60000 x 60000", own, syntax=syntax, says=f"{LAST}.*60.?000")
         make.bytes(f"{syntax} of 60000 x 60000, header too", lambda c, own=own: own(claim(c)), syntax=syntax, says=says)
         make.bytes(
             f"{syntax} of 60000 x 60000 in all slices", lambda c, own=own: own(claim(c)), syntax=syntax,
@@ -500,7 +503,8 @@ def _streams(make: Maker):
             for length in (0xFFFFFFFF, 0xFFFFFFFE, 0x7FFFFFFE, 0x10):
                 make.bytes(
                     f"{syntax}: {name} of length {length:#x}",
-                    lambda c, w=which, n=length: item(c, w, n), EITHER if which == 0 else REFUSED, syntax=syntax,
+                    lambda c, w=which, n=length: item(c, w, n), EITHER if which == 0 or length > 16 else REFUSED,
+                    syntax=syntax,
                 )  # fmt: skip
         make.bytes(f"{syntax} replaced by noise", lambda c: _noise(c), syntax=syntax)
     for syntax in ("rle", "jpeg lossless", "jpeg-ls", "jpeg 2000"):
