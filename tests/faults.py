@@ -256,7 +256,9 @@ def compare(job, value, good) -> tuple[bool, str]:
     hu, affine, names = value.hu, value.affine, list(value.file_names)
     left_out = getattr(value, "left_out", {})
     equal = (
-        hu.shape == good["hu"].shape and np.array_equal(hu, good["hu"]) and np.allclose(affine, good["affine"], atol=1e-3)
+        hu.shape == good["hu"].shape
+        and np.array_equal(hu, good["hu"])
+        and np.allclose(affine, good["affine"], atol=1e-3)
     )
     spacing = np.linalg.norm(affine[:3, :3], axis=0)
     if hu.dtype != np.int16 or hu.shape[1:] != good["hu"].shape[1:] or len(hu) != len(names):
@@ -361,6 +363,13 @@ def _grows(path):
     _vague(path)
 
 
+def _talks(path):
+    from cspine_utils.errors import SeriesError
+
+    print("Traceback (most recent call last):", file=sys.stderr)
+    raise SeriesError(path, found="damage", expected="none", remedy="look for it.")
+
+
 def _vague(path):
     from cspine_utils.errors import SeriesError
 
@@ -377,6 +386,7 @@ READERS = {
     "dies": _failing(lambda path: os.kill(os.getpid(), signal.SIGSEGV)),
     "leaves": _failing(lambda path: os._exit(3)),
     "vague": _failing(_vague),
+    "talks": _failing(_talks),
 }  # fmt: skip
 
 
@@ -384,12 +394,15 @@ READERS = {
 
 
 def make_corpus(folder: Path, *, seeds: int = 12):
-    """(faults, good) for `run`; `seeds` is the number of random damages of each sort."""
+    """(faults, good) for `run`; `seeds` is the number of random damages of each sort.
+
+    Nothing is written before a fault is built; then `folder` gets the good series.
+    """
     import faults_dicom
     import faults_files
 
     faults, good = faults_dicom.corpus(folder, seeds)
-    more, also = faults_files.corpus(folder, seeds)
+    more, also = faults_files.corpus(seeds)
     return faults + more, good | also
 
 

@@ -159,19 +159,33 @@ def numbers(*values) -> bytes:
     return struct.pack(f"<{len(values)}H", *values)
 
 
-def places(content: bytes) -> dict[str, int]:
-    """Twenty places to cut an uncompressed explicit file at."""
-    meta_end = next(e.start for e in elements(content) if e.tag >> 16 > 2)
-    position, slope, pixels = (find(content, k) for k in ("ImagePositionPatient", "RescaleSlope", "PixelData"))
-    return {
-        "nothing left": 0, "first byte": 1, "in the preamble": 100, "before DICM": 128, "in DICM": 130,
-        "after DICM": 132, "in the meta header": 170, "before the last meta element": meta_end - 20,
-        "after the meta header": meta_end, "in a tag": position.start + 2, "in a VR": position.start + 5,
-        "in a length": position.start + 7, "in a value": position.value + 5, "between elements": position.end,
-        "in the last text": slope.value + 1, "before the pixels": pixels.start, "in the pixels' length": pixels.value - 2,
-        "before the first pixel": pixels.value, "in the middle of the pixels": (pixels.value + len(content)) // 2,
-        "last byte": len(content) - 1,
-    }  # fmt: skip
+def _meta_end(content: bytes) -> int:
+    return 144 + struct.unpack_from("<I", content, 140)[0]
+
+
+#: Twenty places to cut an uncompressed explicit file at.
+PLACES = {
+    "nothing left": lambda c: 0,
+    "first byte": lambda c: 1,
+    "in the preamble": lambda c: 100,
+    "before DICM": lambda c: 128,
+    "in DICM": lambda c: 130,
+    "after DICM": lambda c: 132,
+    "in the meta header": lambda c: 170,
+    "before the end of the meta header": lambda c: _meta_end(c) - 10,
+    "after the meta header": _meta_end,
+    "in a tag": lambda c: find(c, "ImagePositionPatient").start + 2,
+    "in a VR": lambda c: find(c, "ImagePositionPatient").start + 5,
+    "in a length": lambda c: find(c, "ImagePositionPatient").start + 7,
+    "in a value": lambda c: find(c, "ImagePositionPatient").value + 5,
+    "between elements": lambda c: find(c, "ImagePositionPatient").end,
+    "in the last text": lambda c: find(c, "RescaleSlope").value + 1,
+    "before the pixels": lambda c: find(c, "PixelData").start,
+    "in the length of the pixels": lambda c: find(c, "PixelData").value - 2,
+    "before the first pixel": lambda c: find(c, "PixelData").value,
+    "in the middle of the pixels": lambda c: (find(c, "PixelData").value + len(c)) // 2,
+    "last byte": lambda c: len(c) - 1,
+}
 
 
 # ------------------------------------------------------------------------------------------------ the corpus
@@ -182,15 +196,20 @@ class Maker:
 
     def __init__(self, templates: Path):
         self.templates, self.faults = templates, []
-        for syntax in SYNTAXES:
-            write_good(templates / syntax, syntax)
+
+    def _template(self, syntax: str) -> Path:
+        """Made when the first fault is built: who only wants the names of the faults need not wait for it."""
+        folder = self.templates / syntax
+        if not folder.is_dir():
+            write_good(folder, syntax)
+        return folder
 
     def add(self, name, damage, expected=REFUSED, *, syntax="explicit", says="", damaged=LAST, as_nobody=False, to=""):
         """`damage(folder)` changes the copied series; `to` renames its folder, "" leaves it `series`."""
 
         def build(home: Path) -> Path:
             folder = home / (to or "series")
-            shutil.copytree(self.templates / syntax, folder)
+            shutil.copytree(self._template(syntax), folder)
             return damage(folder) or folder
 
         self.faults.append(
@@ -209,7 +228,7 @@ class Maker:
 
 
 def corpus(folder: Path, seeds: int):
-    """(faults, good) of series; templates are written into `folder`."""
+    """(faults, good) of series; building the first of them writes the good series into `folder`."""
     make = Maker(folder / "templates")
     for part in (_intact, _cut, _flipped, _tags, _values, _lengths, _sizes, _mixed, _folders, _streams):
         if part is _flipped:
@@ -227,9 +246,8 @@ def _intact(make: Maker):
 
 
 def _cut(make: Maker):
-    good = (make.templates / "explicit" / LAST).read_bytes()
-    for name, at in places(good).items():
-        make.bytes(f"cut {name}", lambda content, at=at: content[:at])
+    for name, place in PLACES.items():
+        make.bytes(f"cut {name}", lambda content, place=place: content[: place(content)])
     for syntax in SYNTAXES[1:]:
         for share in np.linspace(0.01, 0.97, 20):
             make.bytes(f"cut {syntax} at {share:.0%}", lambda c, s=share: c[: int(s * len(c))], syntax=syntax)
@@ -268,7 +286,9 @@ def _flipped(make: Maker, seeds: int):
                 lambda c, s=seed: flip(c, s, lambda c: (find_pixels(c), len(c))),
                 SANE, syntax=syntax, says="",
             )  # fmt: skip
-        make.bytes(f"flipped deflated {seed}", lambda c, s=seed: flip(c, s, everywhere), SANE, syntax="deflated", says="")
+        make.bytes(
+            f"flipped deflated {seed}", lambda c, s=seed: flip(c, s, everywhere), SANE, syntax="deflated", says=""
+        )
         make.bytes(
             f"flipped header in all slices {seed}", lambda c, s=seed: flip(c, s, lambda c: (340, header(c)[1])), SANE,
             says="", all_slices=True,
@@ -324,7 +344,9 @@ def _values(make: Maker):
             name = f"{keyword} = {value[:12]!r} in all slices"
             make.bytes(name, lambda c, k=keyword, v=value: with_value(c, k, v), all_slices=True)
     for value in (b"1e-300\\1e-300", b"1e300\\1e300"):
-        make.bytes(f"PixelSpacing = {value!r} in all", lambda c, v=value: with_value(c, "PixelSpacing", v), all_slices=True)
+        make.bytes(
+            f"PixelSpacing = {value!r} in all", lambda c, v=value: with_value(c, "PixelSpacing", v), all_slices=True
+        )
     for value in (b"2147483647", b"-1", b"4", b"many", b"1e99", b"1\\2", b"9" * 400):
         element = b"\x28\0\x08\0IS" + struct.pack("<H", len(value) + len(value) % 2) + value + b" " * (len(value) % 2)
         make.bytes(f"NumberOfFrames = {value[:12]!r}", lambda c, e=element: _insert(c, 0x00280008, e), says="")
@@ -396,15 +418,13 @@ def _sizes(make: Maker):
         packer = zlib.compressobj(9, zlib.DEFLATED, -zlib.MAX_WBITS)
         plain = zlib.decompress(content[_meta_end(content) :], -zlib.MAX_WBITS)
         head = packer.compress(plain[: plain.index(b"\x08\0\x60\0")]) + packer.flush(zlib.Z_FULL_FLUSH)
-        head += packer.compress(b"\x09\0\x10\x10OB\0\0" + struct.pack("<I", 0xFFFFFFF0)) + packer.flush(zlib.Z_FULL_FLUSH)
+        head += packer.compress(b"\x09\0\x10\x10OB\0\0" + struct.pack("<I", 0xFFFFFFF0)) + packer.flush(
+            zlib.Z_FULL_FLUSH
+        )
         zeros = packer.compress(bytes(2**22)) + packer.flush(zlib.Z_FULL_FLUSH)
         return content[: _meta_end(content)] + head + zeros * 256 + packer.flush(zlib.Z_FINISH)
 
     make.bytes("deflated bomb", bomb, syntax="deflated")
-
-
-def _meta_end(content: bytes) -> int:
-    return 144 + struct.unpack_from("<I", content, 140)[0]
 
 
 def _mixed(make: Maker):
@@ -422,7 +442,9 @@ def _mixed(make: Maker):
     make.add("two series", two_series, says="2 series|two .*series")
     make.bytes("a slice of another size", size, says="")
     turned = b"1\\0\\0\\0\\0.866025404\\0.5"
-    make.add("a slice of another orientation", _in_the_middle(lambda c: with_value(c, "ImageOrientationPatient", turned)))
+    make.add(
+        "a slice of another orientation", _in_the_middle(lambda c: with_value(c, "ImageOrientationPatient", turned))
+    )
     make.add("a slice of another spacing", _in_the_middle(lambda c: with_value(c, "PixelSpacing", b"0.9\\0.9")))
     make.add("a slice of another series", _in_the_middle(lambda c: with_value(c, "SeriesInstanceUID", b"1.2.9")))
     make.add("a slice of another study", _in_the_middle(lambda c: with_value(c, "StudyInstanceUID", b"1.2.9")))
@@ -447,7 +469,9 @@ def _folders(make: Maker):
     make.add("a file in place of the folder", lambda folder: folder / LAST, says="a file")
     make.add("a FIFO in place of the folder", _fifo_for_folder)
     make.add("a folder that is a link to itself", _loop_for_folder)
-    make.add("text named .dcm", put("9.dcm", lambda p: p.write_text("Meeting notes, not DICOM.")), EITHER, damaged="9.dcm")
+    make.add(
+        "text named .dcm", put("9.dcm", lambda p: p.write_text("Meeting notes, not DICOM.")), EITHER, damaged="9.dcm"
+    )
     make.add("a link to itself", put("9.dcm", lambda p: p.symlink_to(p)), EITHER, damaged="9.dcm")
     make.add("a link to nowhere", put("9.dcm", lambda p: p.symlink_to("nowhere")), EITHER, damaged="9.dcm")
     make.add("a FIFO", put("9.dcm", os.mkfifo), EITHER, damaged="9.dcm")
@@ -460,7 +484,9 @@ def _folders(make: Maker):
     make.add("a folder nobody may reach", _unreachable, as_nobody=True)
     for text in ("a folder with spaces", "Übung Ω 日本", "two\nlines", "quote\"s and 'such' %s {x}", "-rf", "a" * 200):
         make.add(f"folder named {text[:30]!r}", lambda folder: None, READ, to=text)
-        make.add(f"file named {text[:30]!r}", lambda f, t=text: (f / LAST).rename(f / f"{t}.dcm") and None, SANE, damaged="")
+        make.add(
+            f"file named {text[:30]!r}", lambda f, t=text: (f / LAST).rename(f / f"{t}.dcm") and None, SANE, damaged=""
+        )
     make.add("file name that is no text", _not_text, SANE, damaged="")
 
 
