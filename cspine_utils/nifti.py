@@ -1,32 +1,55 @@
-"""A label file -> a mask on a Volume's own grid, placed by the affine alone.
+"""A label file -> a mask on a Volume's own grid, placed by the affine alone; and the way back.
 
 The affines of the CT and of the label file say where every voxel lies in the patient. If both
 describe the same grid, one is a reordering of the other's axes: that reordering is computed, checked
 to a fraction of a voxel, and applied. Nothing is interpolated and no rule about slice numbers is used.
+
+Files are read by the few lines below instead of by nibabel's images (its headers are used): the grid is judged
+before any data is read, the data come in slabs, and only the part of a slab that is not zero is turned, which for a
+label map is a few percent of it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import gzip
+import logging
+import os
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from nibabel import orientations
 
+from cspine_utils import placement
 from cspine_utils.errors import GridMismatch, MaskError
-from cspine_utils.volume import Volume, axis_permutation, describe_grid, grid_map
+from cspine_utils.placement import check_placement as check_placement  # of the reader's tools, they belong here too
+from cspine_utils.placement import flips_by_hu as flips_by_hu
+from cspine_utils.volume import describe_grid, grid_map
 
-#: Corners of the two grids may differ by this share of a voxel (header rounding is far smaller).
-CORNER_TOLERANCE_VOXELS = 0.1
+#: A file on another grid is read whole in order to be resampled: up to the size of the largest real label map.
+MAX_RESAMPLED_BYTES = 600 * 2**20
+_A_LABEL_MAP = (
+    "a NIfTI label map (.nii or .nii.gz)",
+    "download it again; the study can be used without its label map.",
+)
+_SLAB_BYTES = 2**22
+#: Extensions stand between header and data; a header that claims more of them than this is damaged.
+_MAX_OFFSET = 2**26
+_GZIP = b"\x1f\x8b"
+_QUIET = logging.Logger("headers", level=logging.CRITICAL + 1)  # nibabel mends harmless slips and would print each
 
 
-def read_mask(path, volume: Volume) -> np.ndarray:
+def read_mask(path, volume, *, resample: bool = False) -> np.ndarray:
     """Read a label map onto the grid of a CT volume.
 
     Parameters
     ----------
     path : NIfTI file, any of the 48 axis orders, integers or whole-numbered floats from 0 to 255
-    volume : the CT that the labels describe
+    volume : the CT that the labels describe, or its grid
+    resample : take a label map on another grid too, by nearest neighbour; what it does not cover is 0
 
     Returns
     -------
@@ -34,88 +57,346 @@ def read_mask(path, volume: Volume) -> np.ndarray:
 
     Raises
     ------
-    MaskError : not a NIfTI file, truncated, not 3-D, or values that are no labels
-    GridMismatch : the two grids differ; the message gives both geometries
+    MaskError : not a NIfTI file, damaged, not 3-D, no affine, or values that are no labels
+    GridMismatch : the two grids differ; the message says in what, and gives both geometries
     """
-    path = Path(path)
-    image, labels = _load(path)
-    order, reversed_axes = _placement(path, image, volume)
-    placed = np.flip(labels.transpose(order), reversed_axes)
-    return np.ascontiguousarray(placed)
+    return _read(Path(path), volume, resample, _as_labels, np.uint8)
 
 
-def _load(path: Path):
+def read_aligned(path, grid, *, resample: bool = False) -> np.ndarray:
+    """Read whatever numbers a NIfTI file stores onto a grid, by the affine alone.
+
+    Parameters
+    ----------
+    path : NIfTI file, any of the 48 axis orders, integers or floats up to 64 bits
+    grid : anything with `.shape` and `.affine`
+    resample : take a file on another grid too, by nearest neighbour; what it does not cover is 0
+
+    Returns
+    -------
+    `(d, h, w)`, contiguous, the stored type (float64 where the header scales the values)
+
+    Raises
+    ------
+    MaskError, GridMismatch : as in `read_mask`
+    """
+    return _read(Path(path), grid, resample, lambda path, values: values, None)
+
+
+@dataclass(frozen=True)
+class MaskReport:
+    """What a label file holds, for a survey of many.
+
+    Attributes
+    ----------
+    shape : of the stored array; () if the header cannot be read
+    codes : where its axes go, e.g. "LAS"; "" if that is not known
+    labels : ids that occur, without 0; () if the file cannot be placed
+    problem : why it cannot be used, or None
+    """
+
+    shape: tuple[int, ...]
+    codes: str
+    labels: tuple[int, ...]
+    problem: MaskError | None
+
+
+def describe_mask(path, grid) -> MaskReport:
+    """Header, labels and fitness of a label file for the CT on `grid`; what is wrong is reported, not raised."""
+    path, shape, codes = Path(path), (), ""
     try:
-        image = nib.load(path)
-        stored = np.asanyarray(image.dataobj)
-    except Exception as error:  # nibabel, zlib and the file system fail in many ways on damaged files
-        raise MaskError(
-            path,
-            found="no such file"
-            if not path.exists()
-            else f"a file that cannot be read ({' '.join(str(error).split())})",
-            expected="a NIfTI label map (.nii or .nii.gz)",
-            remedy="download it again; the study can be used without its label map.",
-        ) from error
-    if stored.ndim != 3:
-        raise MaskError(
-            path,
-            found=f"an array of shape {stored.shape}",
-            expected="three axes",
-            remedy="export one label map a study, not a time series or one channel a label.",
-        )
-    labels = _as_labels(path, stored)
-    return image, labels
+        stored = _header(path)
+        shape, codes = stored.shape, _codes(stored.affine)
+        mask = read_mask(path, grid)
+    except MaskError as error:
+        return MaskReport(shape, codes, (), error)
+    box = _nonzero_box(mask)
+    counts = np.bincount(mask[box].ravel(), minlength=1) if box else np.zeros(1)
+    return MaskReport(shape, codes, tuple(int(label) for label in np.flatnonzero(counts) if label), None)
 
 
-def _as_labels(path: Path, stored: np.ndarray) -> np.ndarray:
-    if stored.dtype.kind not in "uif":
-        raise MaskError(
-            path,
-            found=f"values of type {stored.dtype}",
-            expected="whole numbers",
-            remedy="export the label map with an integer type.",
-        )
-    lowest, highest = (stored.min(), stored.max()) if stored.size else (0, 0)
+def write_mask(path, mask: np.ndarray, grid) -> None:
+    """Write a label map as the real ones are stored: uint16, axes to Left, Anterior, Superior.
+
+    qform and sform are both set. A sheared grid (gantry tilt) fits into the sform alone: the qform is then marked as
+    unknown, and the header's description says so, because a reader that took it would be off by the whole shear.
+
+    Parameters
+    ----------
+    path : `.nii`, or `.nii.gz` for a compressed file; written beside it and renamed when whole
+    mask : labels 0 to 255 on `grid`
+    grid : anything with `.shape` and `.affine`
+
+    Raises
+    ------
+    MaskError : another shape than the grid's, values that are no labels, another suffix, or no room to write
+    """
+    path, mask = Path(path), np.asarray(mask)
+    if mask.shape != tuple(grid.shape):
+        _refuse(path, f"labels of shape {mask.shape}", f"{tuple(grid.shape)}, the shape of the grid", "pass its own.")
+    labels = _as_labels(path, mask)
+    turn = orientations.ornt_transform(orientations.io_orientation(grid.affine), orientations.axcodes2ornt("LAS"))
+    array = orientations.apply_orientation(labels, turn).astype(np.uint16)
+    image = nib.Nifti1Image(array, grid.affine @ orientations.inv_ornt_aff(turn, mask.shape))
+    image.set_sform(image.affine, code=1)
+    image.set_qform(image.affine, code=1)
+    if not np.allclose(image.get_qform(), image.affine, atol=1e-3):
+        image.set_qform(image.affine, code=0)
+        image.header["descrip"] = "sheared grid: the sform tells it, no qform can"
+    image.header.set_xyzt_units("mm")
+    suffix = next((s for s in (".nii", ".nii.gz") if path.name.endswith(s)), None)
+    if suffix is None:
+        _refuse(path, f"the name {path.name}", "a name that ends in .nii or .nii.gz", "choose one.")
+    part = path.with_name(f".{path.name.removesuffix(suffix)}.part{suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        nib.save(image, part)
+        os.replace(part, path)
+    except OSError as error:
+        _refuse(path, f"a place that cannot be written ({error.strerror})", "room and permission", "make room.", error)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, eq=False)
+class _Stored:
+    """What a NIfTI header says: the array, its type and scaling, where it begins and how it lies."""
+
+    shape: tuple[int, int, int]
+    dtype: np.dtype
+    scaling: tuple[float, float] | None  # (slope, intercept) if the stored numbers are not the values themselves
+    offset: int
+    affine: np.ndarray
+    qform: np.ndarray | None  # the other affine, where the header has both
+
+    @property
+    def value_type(self) -> np.dtype:
+        return np.dtype(np.float64) if self.scaling else self.dtype.newbyteorder("=")
+
+    @property
+    def nbytes(self) -> int:
+        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+
+
+def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
+    """The values of a file on a grid; `convert(path, values)` checks and changes those that are not zero."""
+    with _reading(path):
+        stored = _header(path)
+        permutation = placement.match(stored.shape, stored.affine, grid)
+        if permutation is not None:
+            return _place(path, stored, permutation, convert, dtype)
+        if not resample or placement.apart(stored.shape, stored.affine, grid):
+            raise _mismatch(path, stored, grid)
+        if stored.nbytes > MAX_RESAMPLED_BYTES:
+            _refuse(
+                path,
+                f"{stored.nbytes / 1e9:.3g} GB on another grid ({describe_grid(stored.shape, stored.affine)})",
+                f"at most {MAX_RESAMPLED_BYTES / 1e9:.2g} GB to be resampled",
+                "bring it onto the CT's grid with the tool that made it.",
+            )
+        values = _place(path, stored, ((0, 1, 2), ()), convert, dtype)
+        box = _nonzero_box(values)
+        placed = np.zeros(grid.shape, values.dtype)
+        if box:
+            _nearest(values, box, grid_map(grid.affine, stored.affine), placed)
+            if not placed.any():
+                raise _mismatch(path, stored, grid)
+        return placed
+
+
+def _place(path: Path, stored: _Stored, permutation, convert, dtype) -> np.ndarray:
+    order, reversed_axes = permutation
+    placed = np.zeros([stored.shape[axis] for axis in order], dtype or stored.value_type)
+    as_stored = np.flip(placed, reversed_axes).transpose(np.argsort(order))  # the same memory, indexed as the file is
+    for first, slab in _slabs(path, stored):
+        box = _nonzero_box(slab)
+        if box:
+            as_stored[..., first : first + slab.shape[2]][box] = convert(path, slab[box])
+    return placed
+
+
+def _nearest(values: np.ndarray, box, to_stored: np.ndarray, placed: np.ndarray) -> None:
+    """Fill `placed` from the voxel of `values` that is nearest; only where the box of what is not zero can reach."""
+    corners = np.array(list(product(*[(part.start - 0.5, part.stop - 0.5) for part in box])))
+    reach = nib.affines.apply_affine(np.linalg.inv(to_stored), corners)
+    start = np.clip(np.floor(reach.min(axis=0)), 0, placed.shape).astype(int)
+    stop = np.clip(np.ceil(reach.max(axis=0)) + 1, 0, placed.shape).astype(int)
+    h, w = np.ogrid[start[1] : stop[1], start[2] : stop[2]]
+    linear, size = to_stored[:3, :3, None, None], np.array(values.shape)[:, None, None]
+    in_plane = linear[:, 1] * h + linear[:, 2] * w + to_stored[:3, 3, None, None]
+    for d in range(start[0], stop[0]):
+        nearest = np.floor(in_plane + linear[:, 0] * d + 0.5).astype(np.int64)
+        inside = ((nearest >= 0) & (nearest < size)).all(axis=0)
+        placed[d, start[1] : stop[1], start[2] : stop[2]][inside] = values[tuple(nearest[:, inside])]
+
+
+def _nonzero_box(array: np.ndarray):
+    """Slices around all that is not zero (NaN included), or None."""
+    filled = array != 0
+    lines = filled.any(axis=0)
+    box = []
+    for used in (filled.any(axis=(1, 2)), lines.any(axis=1), lines.any(axis=0)):
+        where = np.flatnonzero(used)
+        if not len(where):
+            return None
+        box.append(slice(int(where[0]), int(where[-1]) + 1))
+    return tuple(box)
+
+
+def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
+    if values.dtype == np.uint8 or not values.size:
+        return values.astype(np.uint8)
+    lowest, highest = values.min(), values.max()
     if not (0 <= lowest and highest <= 255):  # written so that NaN fails too
-        raise MaskError(
+        _refuse(
             path,
-            found=f"values from {lowest} to {highest}",
-            expected="labels from 0 to 255",
-            remedy="check that this is the label map and not the CT itself.",
+            f"values from {lowest} to {highest}",
+            "labels from 0 to 255",
+            "check that this is the label map and not the CT itself.",
         )
-    labels = stored.astype(np.uint8)
-    if stored.dtype.kind == "f" and not np.array_equal(labels, stored):
-        raise MaskError(
+    labels = values.astype(np.uint8)
+    if values.dtype.kind == "f" and not np.array_equal(labels, values):
+        _refuse(
             path,
-            found="values that are not whole numbers",
-            expected="labels",
-            remedy="resample label maps with nearest neighbour, never linearly.",
+            "values that are not whole numbers",
+            "labels",
+            "resample label maps with nearest neighbour, never linearly.",
         )
     return labels
 
 
-def _placement(path: Path, image, volume: Volume):
-    """The reordering that takes the stored array onto the volume's grid. Raises GridMismatch."""
-    mapping = grid_map(image.affine, volume.affine)
-    permutation = axis_permutation(mapping)
-    if permutation is not None and tuple(image.shape[a] for a in permutation[0]) == volume.shape:
-        if _corner_error(mapping, permutation, image.shape) <= CORNER_TOLERANCE_VOXELS:
-            return permutation
-    raise GridMismatch(
+def _header(path: Path) -> _Stored:
+    """Read and judge a header. Raises MaskError for what no CT's label map can have."""
+    with _reading(path):
+        with _open(path) as stream:
+            block = stream.read(nib.Nifti2Header.sizeof_hdr)
+        kinds = {nib.Nifti1Header.sizeof_hdr: nib.Nifti1Header, nib.Nifti2Header.sizeof_hdr: nib.Nifti2Header}
+        kind = next((kinds[n] for n in kinds for end in ("little", "big") if block[:4] == n.to_bytes(4, end)), None)
+        if kind is None:
+            _refuse(path, "a file that cannot be read (it does not begin as a NIfTI file does)", *_A_LABEL_MAP)
+        header = kind(block[: kind.sizeof_hdr], check=False)
+        header.check_fix(logger=_QUIET, error_level=40)
+        if bytes(header["magic"])[:2] != b"n+":
+            _refuse(path, "a header whose data are in another file (.hdr and .img)", *_A_LABEL_MAP)
+        shape = tuple(int(n) for n in header.get_data_shape())
+        while len(shape) > 3 and shape[-1] == 1:
+            shape = shape[:-1]
+        if len(shape) != 3 or min(shape) < 1:
+            _refuse(
+                path,
+                f"an array of shape {shape}",
+                "three axes",
+                "export one label map a study, not a time series or one channel a label.",
+            )
+        dtype = header.get_data_dtype()
+        if dtype.kind not in "uif" or dtype.itemsize > 8:
+            _refuse(
+                path,
+                f"values of type {header.get_value_label('datatype')}",
+                "whole numbers",
+                "export labels as integers.",
+            )
+        slope, intercept = header.get_slope_inter()
+        offset = int(header["vox_offset"]) or header.single_vox_offset
+        if not kind.sizeof_hdr <= offset <= _MAX_OFFSET:
+            _refuse(path, f"data that begin at byte {offset}", "data behind the header", *_A_LABEL_MAP[1:])
+        affine, qform = _affines(path, header)
+        scaling = None if slope is None or (slope, intercept) == (1, 0) else (slope, intercept)
+        return _Stored(shape, dtype, scaling, offset, affine, qform)
+
+
+def _affines(path: Path, header) -> tuple[np.ndarray, np.ndarray | None]:
+    """The affine that holds (the sform where there is one, as nibabel has it), and the qform beside it."""
+    sform, qform = (int(header[code]) for code in ("sform_code", "qform_code"))
+    if not sform and not qform:
+        _refuse(
+            path,
+            "no affine (the codes of qform and sform are both 0)",
+            "one that tells where the voxels lie",
+            "export the label map again with its geometry; without one it cannot be placed, only guessed.",
+        )
+    affine = header.get_sform() if sform else header.get_qform()
+    if not placement.is_invertible(affine):
+        _refuse(
+            path,
+            f"an affine that gives voxels no place of their own ({np.array2string(affine[:3], precision=3)})",
+            "three axes of finite length that point three ways",
+            "export the label map again with its geometry.",
+        )
+    beside = None
+    if sform and qform:
+        with contextlib.suppress(Exception):  # it is not used, so its faults are no reason to refuse
+            beside = header.get_qform()
+    return affine, beside if beside is not None and placement.is_invertible(beside) else None
+
+
+def _slabs(path: Path, stored: _Stored):
+    """Yield (first index, slab) along the last axis: the values of a few planes, in one buffer that is used again."""
+    n0, n1, n2 = stored.shape
+    many = max(1, min(n2, _SLAB_BYTES // (n0 * n1 * stored.dtype.itemsize)))
+    with _open(path) as stream:
+        if not isinstance(stream, gzip.GzipFile):
+            _check_length(path, os.fstat(stream.fileno()).st_size - stored.offset, stored)
+        stream.seek(stored.offset)
+        buffer = np.empty((many, n1, n0), stored.dtype)
+        for first in range(0, n2, many):
+            slab = buffer[: min(many, n2 - first)]
+            target, filled = memoryview(slab.view(np.uint8).reshape(-1)), 0
+            while filled < len(target):
+                count = stream.readinto(target[filled:])
+                if not count:
+                    _check_length(path, first * n0 * n1 * stored.dtype.itemsize + filled, stored)
+                filled += count
+            values = slab.astype(stored.value_type, copy=False).transpose(2, 1, 0)
+            yield first, values * stored.scaling[0] + stored.scaling[1] if stored.scaling else values
+        stream.read(2**20)  # at its end a compressed file is checked against the sum that it carries
+
+
+def _check_length(path: Path, found: int, stored: _Stored) -> None:
+    if found < stored.nbytes:
+        _refuse(
+            path,
+            f"a file that cannot be read (it is cut short: {max(0, found)} bytes of data)",
+            f"{stored.nbytes} bytes, as the header says",
+            "download it again.",
+        )
+
+
+def _open(path: Path):
+    if not path.is_file():  # a pipe would never end
+        found = "no such file" if not path.exists() else "something that is no file"
+        _refuse(path, found if not path.is_symlink() else "a link that leads to no file", *_A_LABEL_MAP)
+    with path.open("rb") as file:
+        compressed = file.read(2) == _GZIP
+    return gzip.open(path) if compressed else path.open("rb")
+
+
+@contextlib.contextmanager
+def _reading(path: Path):
+    try:
+        yield
+    except MaskError:
+        raise
+    except Exception as error:  # nibabel, zlib and the file system fail in many ways on damaged files
+        said = " ".join(str(error).split()) or type(error).__name__
+        _refuse(path, f"a file that cannot be read ({said})", *_A_LABEL_MAP, error)
+
+
+def _mismatch(path: Path, stored: _Stored, grid) -> GridMismatch:
+    what, remedy = placement.diagnose(stored.shape, stored.affine, grid)
+    if stored.qform is not None and placement.match(stored.shape, stored.qform, grid) is not None:
+        what += " (the qform of the same header does lie on the CT, its sform does not)"
+    return GridMismatch(
         path,
-        found=describe_grid(image.shape, image.affine),
-        expected="the CT's own grid in any axis order: " + describe_grid(volume.shape, volume.affine),
-        remedy="use the label map of this very study; if it was resampled, resample it back to the CT's grid "
-        "with nearest neighbour.",
+        found=f"{what}: {describe_grid(stored.shape, stored.affine)}",
+        expected="the CT's own grid in any axis order: " + describe_grid(grid.shape, grid.affine),
+        remedy=remedy,
     )
 
 
-def _corner_error(mapping: np.ndarray, permutation, stored_shape) -> float:
-    """Largest distance, in voxels along one axis, between where the corners lie and where they should."""
-    order, reversed_axes = permutation
-    corners = np.array(list(product(*[(0, n - 1) for n in stored_shape])), dtype=float)
-    expected = corners[:, order]
-    for axis in reversed_axes:
-        expected[:, axis] = stored_shape[order[axis]] - 1 - expected[:, axis]
-    return float(np.abs(nib.affines.apply_affine(mapping, corners) - expected).max())
+def _refuse(path: Path, found: str, expected: str, remedy: str, cause: Exception | None = None):
+    raise MaskError(path, found=found, expected=expected, remedy=remedy) from cause
+
+
+def _codes(affine: np.ndarray) -> str:
+    return "".join(code or "?" for code in nib.aff2axcodes(affine))

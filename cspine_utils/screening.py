@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cspine_utils.dicom import read_headers, read_series, series_geometry
+from cspine_utils.dicom import look_into, measure, read_series
 from cspine_utils.errors import CSpineError, DatasetError, MaskError, ParameterError
 from cspine_utils.nifti import read_mask
 
@@ -59,8 +59,9 @@ def survey(dataset, *, progress: bool = True) -> pd.DataFrame:
 
 
 def _describe(series_dir) -> dict:
-    headers = read_headers(series_dir)
-    geometry = series_geometry(headers)
+    headers = look_into(series_dir).choose()
+    geometry = measure(headers)
+    geometry.check()
     numbered = {int(h.path.stem): h for h in headers if h.path.stem.isdecimal()}
     first = headers[0]
     return {
@@ -70,7 +71,7 @@ def _describe(series_dir) -> dict:
         "rows": first.rows,
         "columns": first.columns,
         "pixel_mm": first.pixel_spacing_mm[1],
-        "step_mm": float(np.median(geometry.gaps_mm)),
+        "step_mm": geometry.step_mm,
         "thickness_mm": first.thickness_mm,
         "transfer_syntax": first.transfer_syntax.name,
     }

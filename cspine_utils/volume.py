@@ -11,13 +11,28 @@ Conventions (the same in the whole package)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import nibabel as nib
 import numpy as np
 
 #: Axis codes of every Volume: d runs to Inferior, h to Posterior, w to Left.
 AXIS_CODES = ("I", "P", "L")
+
+
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels lie in the patient, without what is in them.
+
+    Attributes
+    ----------
+    shape : number of voxels along (d, h, w)
+    affine : float64 4x4, voxel `(d, h, w)` -> RAS+ mm
+    """
+
+    shape: tuple[int, int, int]
+    affine: np.ndarray
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,16 +45,22 @@ class Volume:
     affine : float64 4x4, voxel `(d, h, w)` -> RAS+ mm
     file_names : the file of each slice, in slice order (head -> feet); empty if not read from files
     study_uid : the StudyInstanceUID, or ""
+    left_out : what else lay in the folder: file name -> why it is not part of the volume
     """
 
     hu: np.ndarray
     affine: np.ndarray
     file_names: tuple[str, ...] = ()
     study_uid: str = ""
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def shape(self) -> tuple[int, int, int]:
         return self.hu.shape
+
+    @property
+    def grid(self) -> Grid:
+        return Grid(self.hu.shape, self.affine)
 
     @property
     def spacing_mm(self) -> tuple[float, float, float]:

@@ -1,0 +1,187 @@
+"""A folder as it is found in the wild: which series are in it, and what else.
+
+Discs and archives put localizers, screen captures, dose reports and tables of contents beside the slices. They are
+left out, each with its reason. What may be a damaged slice is never left out: a series that lost its last slice
+looks whole.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from cspine_utils.errors import SeriesError
+
+from .elements import NotDicom
+from .geometry import orientation_of
+from .headers import SliceHeader, read_headers
+
+
+@dataclass(frozen=True, eq=False)
+class FolderListing:
+    """What lies in a folder.
+
+    Attributes
+    ----------
+    folder : the folder
+    series : the headers of each CT series, in the order of their first file name
+    left_out : file name -> why it is no slice; `choose` adds the series that it does not choose
+    """
+
+    folder: Path
+    series: tuple[tuple[SliceHeader, ...], ...]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+    def choose(self, containing: str | None = None) -> tuple[SliceHeader, ...]:
+        """The series to read.
+
+        Parameters
+        ----------
+        containing : name of any file of the wanted series; None takes the one axial series, or the only series
+            there is, whatever its orientation
+
+        Raises
+        ------
+        SeriesError : none, or more than one that it could be; the message lists them
+        """
+        if containing is not None:
+            chosen = [s for s in self.series if any(h.path.name == containing for h in s)]
+            if not chosen:
+                raise self._refusal(f"no CT slice {containing!r}", "the name of a file of the wanted series")
+            if len(chosen) > 1:
+                raise self._refusal(f"{containing!r}, which holds frames of several series", "a file of one series")
+        else:
+            chosen = self._unambiguous()
+        for series in self.series:
+            if series is not chosen[0]:
+                reason = "another series: " + describe(series)
+                self.left_out.update({header.path.name: reason for header in series})
+        return chosen[0]
+
+    def _unambiguous(self) -> list[tuple[SliceHeader, ...]]:
+        if len(self.series) == 1:
+            return list(self.series)
+        stacks = [s for s in self.series if _is_stack(s)]
+        axial = [s for s in stacks if orientation_of(s[0]) == "axial"]
+        chosen = axial or stacks
+        if len(chosen) != 1:
+            raise self._refusal(f"{len(self.series)} series", "one axial CT series")
+        return chosen
+
+    def _refusal(self, found: str, expected: str) -> SeriesError:
+        listed = "; ".join(describe(series) for series in self.series[:6])
+        listed += f"; and {len(self.series) - 6} more" if len(self.series) > 6 else ""
+        return SeriesError(
+            self.folder,
+            found=f"{found}. The folder holds: {listed}",
+            expected=expected,
+            remedy="name a file of the wanted series, read_series(folder, containing=...), or put each series into "
+            "a folder of its own.",
+        )
+
+
+def look_into(folder) -> FolderListing:
+    """Read the header of every file in a folder; pixels and subfolders are not read.
+
+    Raises
+    ------
+    SeriesError : no such folder, no CT slice in it, or a file that may be a damaged slice: a slice with a damaged
+        header or cut short, or anything unreadable that is named like the slices
+    """
+    folder = Path(folder)
+    headers: list[SliceHeader] = []
+    left_out: dict[str, str] = {}
+    unreadable: dict[Path, str] = {}
+    for path, kind in _entries(folder):
+        if kind:
+            (unreadable if kind == _BROKEN_LINK else left_out).update(
+                {path if kind == _BROKEN_LINK else path.name: kind}
+            )
+            continue
+        try:
+            read = read_headers(path)
+        except NotDicom:
+            unreadable[path] = "a file that is not DICOM"
+            continue
+        if isinstance(read, str):
+            left_out[path.name] = read
+        else:
+            headers += read
+    suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"}
+    for path, reason in unreadable.items():
+        if path.suffix.lower() in suffixes:
+            raise SeriesError(
+                path,
+                found=reason,
+                expected="a DICOM slice, since it is named like one",
+                remedy="download it again if it should be a slice, or move it out of the folder.",
+            )
+        left_out[path.name] = reason
+    if not headers:
+        first = next(iter(left_out.items()), None)
+        raise SeriesError(
+            folder,
+            found=f"no CT slice among {len(left_out)} files (such as {first[0]}: {first[1]})" if first else "no files",
+            expected="the DICOM slices of one CT series",
+            remedy="name the folder of one series, e.g. train_images/<StudyInstanceUID>; an interrupted download "
+            "leaves empty folders.",
+        )
+    series: dict[tuple[str, str], list[SliceHeader]] = {}
+    for header in headers:
+        series.setdefault((header.study_uid, header.series_uid), []).append(header)
+    return FolderListing(folder, tuple(map(tuple, series.values())), left_out)
+
+
+_BROKEN_LINK = "a link that leads nowhere"
+
+
+def _entries(folder: Path) -> list[tuple[Path, str]]:
+    """Every entry, sorted by name, with the reason why it is not opened, or ""."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted((Path(entry.path), _kind(entry)) for entry in entries)
+    except OSError as error:
+        absent, file = isinstance(error, FileNotFoundError), os.path.isfile(folder)
+        raise SeriesError(
+            folder,
+            found="no such folder"
+            if absent
+            else "a file"
+            if file
+            else f"a folder that cannot be read ({error.strerror})",
+            expected="a folder of DICOM slices",
+            remedy="name the folder of one series, e.g. train_images/<StudyInstanceUID>.",
+        ) from error
+
+
+def _kind(entry: os.DirEntry) -> str:
+    if entry.name.startswith("."):
+        return "a hidden file"
+    try:
+        if entry.is_dir():
+            return "a subfolder: what lies deeper is not read"
+        if entry.is_file():
+            return ""
+        return _BROKEN_LINK if entry.is_symlink() else "neither a file nor a folder"
+    except OSError:  # a link that leads to itself
+        return _BROKEN_LINK
+
+
+def _is_stack(series: tuple[SliceHeader, ...]) -> bool:
+    """Slices at different places: not a single image, and not one place followed in time."""
+    places = np.array([header.position_mm for header in series])
+    return len(series) > 1 and bool(np.ptp(places, axis=0).max() > 1e-3)
+
+
+def describe(series: tuple[SliceHeader, ...]) -> str:
+    """One series in words, by nothing but its geometry and file names."""
+    first = series[0]
+    places = np.array([header.position_mm for header in series])
+    extent = float(np.linalg.norm(np.ptp(places, axis=0)))
+    return (
+        f"{len(series)} {orientation_of(first)} slice(s) of {first.rows} x {first.columns} over {extent:.1f} mm "
+        f"(pixels {first.pixel_spacing_mm[1]:.3f} mm; {first.path.name})"
+    )

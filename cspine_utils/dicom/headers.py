@@ -1,0 +1,283 @@
+"""One file -> the slices in it, or why it holds none."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+from pydicom.uid import UID
+
+from cspine_utils import codecs
+from cspine_utils.errors import SeriesError
+
+from . import elements
+from .elements import Elements
+
+#: No CT image is larger (2048 x 2048 is the largest matrix that scanners offer); a damaged header can say 60,000.
+MAX_SIDE = 4096
+#: Slopes are about 1 and intercepts about -1024; beyond these bounds a header is damaged.
+MIN_SLOPE, MAX_RESCALE = 1e-4, 1e5
+
+_CT = {"1.2.840.10008.5.1.4.1.1.2"}
+_ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}  # the second: converted from single files
+_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
+_DIRECTORY = "1.2.840.10008.1.3.10"
+# Words for what a file may be other than CT. Only words of this list reach a message: a header can hold any text.
+_MODALITIES = {
+    "MR": "MR",
+    "PT": "PET",
+    "NM": "nuclear medicine",
+    "US": "ultrasound",
+    "CR": "radiograph",
+    "DX": "radiograph",
+    "XA": "angiography",
+    "SR": "structured report",
+    "OT": "secondary capture",
+    "SC": "secondary capture",
+    "SEG": "segmentation",
+    "PR": "presentation state",
+    "KO": "key object note",
+    "REG": "registration",
+    "RTSTRUCT": "radiotherapy structures",
+    "RTPLAN": "radiotherapy plan",
+    "RTDOSE": "radiotherapy dose",
+}
+
+
+class PixelFormat(NamedTuple):
+    """How stored values become HU.
+
+    allocated, stored, high : bits of the container, bits used, number of the highest bit used (from 0)
+    signed : two's complement
+    slope, intercept : HU = slope * stored value + intercept; None where the header has none
+    padding : (lowest, highest) stored value that marks pixels outside the scanned circle, or None
+    inverted_display : MONOCHROME1: low values are shown white
+    """
+
+    allocated: int
+    stored: int
+    high: int
+    signed: bool
+    slope: float | None
+    intercept: float | None
+    padding: tuple[int, int] | None
+    inverted_display: bool
+
+
+class SliceHeader(NamedTuple):
+    """What one slice says of itself. Lengths in mm, positions and directions in DICOM's LPS.
+
+    path : its file; frame : number of the frame in a multi-frame file, from 0, or None
+    study_uid, series_uid, transfer_syntax : UIDs
+    rows, columns : pixels
+    position_mm : (x, y, z) of the centre of the first pixel
+    orientation : direction of a row (where the column index grows), then of a column: six numbers
+    pixel_spacing_mm : between rows, between columns
+    thickness_mm : SliceThickness, or None
+    pixels : how values are stored
+    elements : where the pixels lie in the file
+    """
+
+    path: Path
+    frame: int | None
+    study_uid: str
+    series_uid: str
+    transfer_syntax: UID
+    rows: int
+    columns: int
+    position_mm: tuple[float, float, float]
+    orientation: tuple[float, ...]
+    pixel_spacing_mm: tuple[float, float]
+    thickness_mm: float | None
+    pixels: PixelFormat
+    elements: Elements
+
+
+def read_headers(path: Path) -> list[SliceHeader] | str:
+    """The slices of one file, as a rule one, or words for why it is no CT slice.
+
+    Raises
+    ------
+    NotDicom : not a DICOM file
+    SeriesError : a CT slice whose header is damaged or incomplete
+    """
+    read = elements.read_elements(path)
+    reason = _no_slice(read)
+    if reason:
+        return reason
+    if _sop_class(read) in _ENHANCED_CT:
+        from . import enhanced  # few files need it
+
+        return enhanced.read_headers(path, read)
+    values = read.values
+    return [
+        make_header(
+            path,
+            read._replace(dataset=None),
+            position=_numbers(path, values, "ImagePositionPatient", 3),
+            orientation=_numbers(path, values, "ImageOrientationPatient", 6),
+            spacing=_numbers(path, values, "PixelSpacing", 2),
+            thickness=values.get("SliceThickness"),
+            slope=values.get("RescaleSlope"),
+            intercept=values.get("RescaleIntercept"),
+        )
+    ]
+
+
+def make_header(
+    path: Path, read: Elements, *, position, orientation, spacing, thickness, slope, intercept, frame=None
+) -> SliceHeader:
+    """A checked `SliceHeader`; what differs between the frames of a multi-frame file is passed in."""
+    values = read.values
+    rows, columns = (int(_numbers(path, values, name, 1)[0]) for name in ("Rows", "Columns"))
+    header = SliceHeader(
+        path,
+        frame,
+        _uid(values.get("StudyInstanceUID", "")),
+        _uid(values.get("SeriesInstanceUID", "")),
+        UID(values["TransferSyntaxUID"]),
+        rows,
+        columns,
+        position,
+        orientation,
+        spacing,
+        thickness[0] if thickness and math.isfinite(thickness[0]) and thickness[0] > 0 else None,
+        _pixel_format(path, values, slope, intercept),
+        read,
+    )
+    _check(header)
+    return header
+
+
+def _sop_class(read: Elements) -> str:
+    return read.values.get("SOPClassUID") or read.values.get("MediaStorageSOPClassUID", "")
+
+
+def _no_slice(read: Elements) -> str:
+    """Why the file is no slice of a CT series, or "". SOPClassUID is missing in the files of the competition."""
+    values, sop_class = read.values, _sop_class(read)
+    modality = values.get("Modality", "")
+    if sop_class == _DIRECTORY:
+        return "a DICOMDIR, the table of contents of a disc"
+    if sop_class.startswith(_SECONDARY_CAPTURE):
+        return "a secondary capture: a picture of a screen or a form, no CT slice"
+    if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
+        return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
+    photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
+    if values.get("SamplesPerPixel", (1,)) != (1,) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+        return "a colour image"
+    kinds = str(values.get("ImageType", "")).upper().split("\\")
+    if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
+        return "a localizer (the overview from which a scan is planned)"
+    frames = values.get("NumberOfFrames", (1,))
+    if sop_class not in _ENHANCED_CT and frames not in ((1,), (0,), ()):
+        return f"a multi-frame file of {frames[0]} frames that is no Enhanced CT"
+    if sop_class not in ("", *_CT, *_ENHANCED_CT) and "Rows" not in values:
+        return "no image"
+    return ""
+
+
+def _uid(text: str) -> str:
+    """A UID, or "" for anything else that stands in its place: what is kept may be printed."""
+    return text if text and len(text) <= 64 and not text.strip("0123456789.") else ""
+
+
+def _numbers(path: Path, values: dict, keyword: str, count: int) -> tuple[float, ...]:
+    """`count` finite numbers of a header, or a SeriesError that names the tag."""
+    numbers = values.get(keyword)
+    if numbers is None or len(numbers) != count or not all(map(math.isfinite, numbers)):
+        found = "no " + keyword if numbers is None else keyword + " = " + ("\\".join(map(str, numbers)) or "no number")
+        raise SeriesError(
+            path,
+            found=found[:200],
+            expected=f"{count} finite number(s)",
+            remedy="the file is truncated or damaged: download it again, or leave it out.",
+        )
+    return numbers
+
+
+def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
+    allocated = int(_numbers(path, values, "BitsAllocated", 1)[0])
+    stored = values.get("BitsStored", (allocated,))[0]
+    high = values.get("HighBit", (stored - 1,))[0]
+    signed = values.get("PixelRepresentation", (0,))[0]
+    if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated or signed not in (0, 1):
+        raise SeriesError(
+            path,
+            found=f"pixels of {stored} bits, the highest number {high}, in {allocated} (representation {signed})",
+            expected="whole numbers that fit into 8, 16 or 32 bits",
+            remedy="the header is damaged: download the file again, or leave it out.",
+        )
+    padding = values.get("PixelPaddingValue")
+    if padding and allocated == 16:
+        ends = [padding[0], values.get("PixelPaddingRangeLimit", padding)[0]]
+        if signed:  # a 16-bit pattern, whatever type the header gave it
+            ends = [end - 0x10000 if end >= 0x8000 else end for end in ends]
+        padding = min(ends), max(ends)
+    else:
+        padding = None
+    return PixelFormat(
+        allocated,
+        stored,
+        high,
+        bool(signed),
+        *(_one(path, name, numbers) for name, numbers in (("RescaleSlope", slope), ("RescaleIntercept", intercept))),
+        padding,
+        values.get("PhotometricInterpretation", "") == "MONOCHROME1",
+    )
+
+
+def _one(path: Path, keyword: str, numbers) -> float:
+    """The one finite number of a rescale tag. Without it the values are no HU, so nothing is assumed."""
+    (number,) = _numbers(path, {} if numbers is None else {keyword: numbers}, keyword, 1)
+    if not MIN_SLOPE <= abs(number) <= MAX_RESCALE if keyword == "RescaleSlope" else abs(number) > MAX_RESCALE:
+        raise SeriesError(
+            path,
+            found=f"{keyword} {number:g}",
+            expected="the HU of one stored unit, as a rule 1" if keyword == "RescaleSlope" else "HU of stored value 0",
+            remedy="the header is damaged: download the file again, or leave it out.",
+        )
+    return number
+
+
+def _check(header: SliceHeader) -> None:
+    a, b, c, d, e, f = header.orientation
+    lengths = a * a + b * b + c * c, d * d + e * e + f * f
+    problem, remedy = None, "leave this file or series out."
+    if not 1 <= min(header.rows, header.columns) <= max(header.rows, header.columns) <= MAX_SIDE:
+        problem = f"{header.rows} x {header.columns} pixels", f"from 1 to {MAX_SIDE} rows and columns"
+    elif not 1e-3 < min(header.pixel_spacing_mm) <= max(header.pixel_spacing_mm) < 100:
+        problem = f"PixelSpacing {header.pixel_spacing_mm}", "a positive spacing in mm"
+    elif max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(a * d + b * e + c * f)) > 1e-3:
+        problem = f"ImageOrientationPatient {[*header.orientation]}", "two directions of length 1 at right angles"
+    elif max(map(abs, header.position_mm)) > 1e5:
+        problem = f"ImagePositionPatient {[*header.position_mm]}", "a place within 100 m of the scanner"
+    else:
+        problem, remedy = _missing_pixels(header)
+    if problem:
+        raise SeriesError(header.path, found=problem[0], expected=problem[1], remedy=remedy)
+
+
+def _missing_pixels(header: SliceHeader):
+    """A file cut short betrays itself without a look at its pixels: too few bytes, or no end of the sequence."""
+    read, syntax = header.elements, header.transfer_syntax
+    cut = "the file is cut short: download it again."
+    if syntax not in elements.NATIVE_SYNTAXES and not codecs.can_decode(syntax):
+        name = syntax.name if syntax.is_transfer_syntax else "no transfer syntax of the standard"
+        return (
+            (f"pixels in {name} ({_uid(syntax) or 'no UID'})", "uncompressed pixels, or a compression known here"),
+            "a decoder for this transfer syntax is needed: convert the file to JPEG Lossless or uncompressed "
+            "(for example with gdcmconv --raw), or add its decoder to cspine_utils/codecs.py.",
+        )
+    if syntax not in elements.NATIVE_SYNTAXES:
+        if read.complete:
+            return None, ""
+        return ("a file that ends within its pixels", "the end mark of its compressed pixels"), cut
+    frames = read.values.get("NumberOfFrames", (1,))[0] if header.frame is not None else 1
+    count = header.rows * header.columns * header.pixels.allocated // 8 * frames
+    if read.pixels_bytes >= count and read.complete:
+        return None, ""
+    size = f"at least the {count} bytes of its {header.rows} x {header.columns} pixels"
+    found = f"{read.pixels_bytes} bytes of pixels" if read.complete else "a file that ends within its pixels"
+    return (found, size), cut
