@@ -9,8 +9,9 @@ import pydicom
 
 from cspine_utils.errors import SeriesError
 
-from .elements import Elements, read_by_pydicom
+from .elements import Elements
 from .headers import SliceHeader, make_header
+from .thorough import read_by_pydicom
 
 #: More frames than any CT; a damaged header can say billions.
 MAX_FRAMES = 20_000

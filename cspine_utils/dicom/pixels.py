@@ -13,8 +13,10 @@ from pydicom.pixels import iter_pixels, pixel_array
 from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
-from .elements import DEFLATED, NATIVE_SYNTAXES, inflate, open_within
+from .elements import DEFLATED, NATIVE_SYNTAXES
 from .headers import PixelFormat, SliceHeader
+from .thorough import open_within
+from .walk import inflate
 
 #: HU of air, which is what lies outside the scanned circle.
 AIR_HU = -1000
