@@ -191,6 +191,11 @@ PLACES = {
 # ------------------------------------------------------------------------------------------------ the corpus
 
 
+def _odd(content: bytes) -> bytes:
+    """A harmless oddity, which may send a reader on a slower way."""
+    return with_vr(content, "SliceThickness", b"LO")
+
+
 class Maker:
     """Collects faults of series; each starts from a copy of the good series in some syntax."""
 
@@ -243,6 +248,8 @@ def corpus(folder: Path, seeds: int):
 def _intact(make: Maker):
     for syntax in SYNTAXES:
         make.add(f"intact, {syntax}", lambda folder: None, READ, syntax=syntax)
+        if syntax not in ("implicit", "deflated"):
+            make.bytes(f"intact but for an idle VR, {syntax}", _odd, READ, syntax=syntax)
 
 
 def _cut(make: Maker):
@@ -314,8 +321,9 @@ def _tags(make: Maker):
     for value in (b"1.2.3.4.5", b"1.2.840.10008.1.2.4.100", b"not an identifier", b"1.2.840.10008.1.2.2"):
         make.bytes(f"TransferSyntaxUID {value.decode()}", lambda c, v=value: with_value(c, "TransferSyntaxUID", v))
     for vr in (b"UN", b"SQ", b"OB", b"XX", b"\0\0", b"US", b"FD", b"LO", b"UT"):
-        for keyword in ("ImagePositionPatient", "PixelSpacing", "RescaleIntercept", "Rows"):
-            make.bytes(f"VR {vr!r} of {keyword}", lambda c, k=keyword, v=vr: with_vr(c, k, v), EITHER, says="")
+        for keyword in NEEDED[:-1] + HELPFUL:
+            expected = SANE if keyword.endswith("UID") else EITHER
+            make.bytes(f"VR {vr!r} of {keyword}", lambda c, k=keyword, v=vr: with_vr(c, k, v), expected, says="")
     for vr in (b"OB", b"UN", b"SQ", b"US", b"\0\0", b"UT"):
         make.bytes(f"VR {vr!r} of PixelData", lambda c, v=vr: with_vr(c, "PixelData", v), EITHER, says="")
 
@@ -407,6 +415,7 @@ def _sizes(make: Maker):
             return content
 
         make.bytes(f"{syntax} stream that claims 60000 x 60000", own, syntax=syntax, says=f"{LAST}.*60.?000")
+        make.bytes(f"{syntax} stream of 60000 x 60000 behind an odd VR", lambda c, own=own: _odd(own(c)), syntax=syntax)
         make.bytes(f"{syntax} of 60000 x 60000, header too", lambda c, own=own: own(claim(c)), syntax=syntax, says=says)
         make.bytes(
             f"{syntax} of 60000 x 60000 in all slices", lambda c, own=own: own(claim(c)), syntax=syntax,
@@ -425,6 +434,17 @@ def _sizes(make: Maker):
         return content[: _meta_end(content)] + head + zeros * 256 + packer.flush(zlib.Z_FINISH)
 
     make.bytes("deflated bomb", bomb, syntax="deflated")
+    for syntax in ("jpeg lossless", "jpeg-ls", "jpeg 2000"):
+        marker, skips, form = _OWN_SIZE[syntax]
+        for rows, columns in ((12, 62), (25, 31), (24, 30), (0, 0), (65535, 1)):
+
+            def other(content: bytes, marker=marker, skips=skips, form=form, rows=rows, columns=columns) -> bytes:
+                size = struct.pack(form, *((columns, rows) if form == ">II" else (rows, columns)))
+                for at in (content.index(marker) + skip for skip in skips):
+                    content = content[:at] + size + content[at + len(size) :]
+                return content
+
+            make.bytes(f"{syntax} stream that claims {rows} x {columns}", other, syntax=syntax)
 
 
 def _mixed(make: Maker):
