@@ -152,7 +152,8 @@ def _turned(found: Grid, grid) -> list[str]:
             f"sheared: {'dhw'[axis]} leans {degrees[axis]:.2f} degrees from the CT's while the other axes agree "
             "(a gantry tilt that only one of the two headers has?)"
         ]
-    return [f"rotated by {degrees.max():.2f} degrees"]
+    turn = theirs @ np.linalg.inv(ours)
+    return [f"rotated by {np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))):.2f} degrees"]
 
 
 def _allowed_degrees(grid, axis: int) -> float:
@@ -169,7 +170,9 @@ def _spaced(found: Grid, grid) -> list[str]:
         return []
     steps = ", ".join(f"{theirs[a]:.4g} mm along {'dhw'[a]} where the CT has {ours[a]:.4g}" for a in differ)
     extents = [found.shape[a] * theirs[a] / (grid.shape[a] * ours[a]) for a in range(3)]
-    same_field = all(abs(extent - 1) * n <= 1 for extent, n in zip(extents, grid.shape, strict=True))
+    same_field = found.shape != tuple(grid.shape) and all(
+        abs(extent - 1) * n <= 1 for extent, n in zip(extents, grid.shape, strict=True)
+    )
     resampled = "; the same field of view, so it was resampled" if same_field else ""
     return [f"another spacing: {steps}{resampled}"]
 
