@@ -24,8 +24,10 @@ CORNER_TOLERANCE_VOXELS = 0.1
 FLIP_MARGIN_HU = 10.0
 _WORDS = {"L": "the left", "R": "the right", "A": "the front", "P": "the back", "S": "the head", "I": "the feet"}
 _OPPOSITE = dict(zip("LRAPSI", "RLPAIS", strict=True))
-_OWN_GRID = "use the label map of this very study; if it was resampled, resample it back to the CT's grid with nearest "
-_OWN_GRID += "neighbour, or ask for resample=True."
+_OTHER_STUDY = "use the label map of this very study."
+_OWN_GRID = (
+    "use the label map as it was drawn on this CT; where there is no other, resample=True takes the nearest voxel."
+)
 
 
 def match(shape, affine: np.ndarray, grid):
@@ -87,9 +89,9 @@ def diagnose(shape, affine: np.ndarray, grid) -> tuple[str, str]:
     kinds = [kind for kind in (turned, spaced, counted, shifted) if kind]
     what = "; ".join(fault for kind in kinds for fault in kind)
     if apart(shape, affine, grid):
-        return "another study altogether: the two grids do not overlap", _OWN_GRID
+        return "another study altogether: the two grids do not overlap", _OTHER_STUDY
     if len(kinds) >= 3:
-        return f"another study altogether: {what}", _OWN_GRID
+        return f"another study altogether: {what}", _OTHER_STUDY
     return what or "corners that lie off the CT's by a little in several ways", _OWN_GRID
 
 
