@@ -10,6 +10,7 @@ turned, which for a label map is a few percent of it.
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -143,7 +144,8 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
     except OSError as error:
         refuse(path, f"a place that cannot be written ({error.strerror})", "room and permission", "make room.", error)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
@@ -200,15 +202,16 @@ def _nearest(values: np.ndarray, box, to_stored: np.ndarray, placed: np.ndarray)
 
 def _nonzero_box(array: np.ndarray):
     """Slices around all that is not zero (NaN included), or None."""
-    filled = array != 0
-    lines = filled.any(axis=0)
-    box = []
-    for used in (filled.any(axis=(1, 2)), lines.any(axis=1), lines.any(axis=0)):
-        where = np.flatnonzero(used)
-        if not len(where):
-            return None
-        box.append(slice(int(where[0]), int(where[-1]) + 1))
-    return tuple(box)
+    bits = array.view(
+        f"u{array.itemsize}"
+    )  # the maximum of unsigned numbers is the quickest way to see one that is not 0
+    lines = bits.max(axis=0)
+    rows, planes = (np.flatnonzero(lines.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    box = slice(rows[0], rows[-1] + 1), slice(planes[0], planes[-1] + 1)
+    first = np.flatnonzero(bits[:, *box].max(axis=(1, 2)))
+    return slice(first[0], first[-1] + 1), *box
 
 
 def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:

@@ -91,24 +91,35 @@ def read_header(path: Path) -> StoredArray:
 
 
 def slabs(path: Path, stored: StoredArray):
-    """Yield (first index, slab) along the last axis: the values of a few planes, in one buffer that is used again."""
-    n0, n1, n2 = stored.shape
-    many = max(1, min(n2, _SLAB_BYTES // (n0 * n1 * stored.dtype.itemsize)))
+    """Yield (first index, slab) along the last axis: the values of a few planes, valid until the next is asked for.
+
+    Numbers may be in the other byte order. A plain file is mapped, a compressed one passes through one buffer.
+    """
+    many = max(1, min(stored.shape[2], _SLAB_BYTES // (stored.nbytes // stored.shape[2])))
+    slope, intercept = stored.scaling or (1, 0)
+    for first, planes in _planes(path, stored, many):
+        yield first, planes * slope + intercept if stored.scaling else planes
+
+
+def _planes(path: Path, stored: StoredArray, many: int):
     with _open(path) as stream:
         if not isinstance(stream, gzip.GzipFile):
             _check_length(path, os.fstat(stream.fileno()).st_size - stored.offset, stored)
+            whole = np.memmap(stream, stored.dtype, "r", stored.offset, stored.shape, order="F").view(np.ndarray)
+            for first in range(0, stored.shape[2], many):
+                yield first, whole[..., first : first + many]
+            return
         stream.seek(stored.offset)
-        buffer = np.empty((many, n1, n0), stored.dtype)
-        for first in range(0, n2, many):
-            slab = buffer[: min(many, n2 - first)]
-            target, filled = memoryview(slab.view(np.uint8).reshape(-1)), 0
+        buffer = np.empty((*stored.shape[:2], many), stored.dtype, order="F")
+        for first in range(0, stored.shape[2], many):
+            planes = buffer[..., : stored.shape[2] - first]
+            target, filled = memoryview(planes.T.view(np.uint8).reshape(-1)), 0
             while filled < len(target):
                 count = stream.readinto(target[filled:])
                 if not count:
-                    _check_length(path, first * n0 * n1 * stored.dtype.itemsize + filled, stored)
+                    _check_length(path, stored.nbytes // stored.shape[2] * first + filled, stored)
                 filled += count
-            values = slab.astype(stored.value_type, copy=False).transpose(2, 1, 0)
-            yield first, values * stored.scaling[0] + stored.scaling[1] if stored.scaling else values
+            yield first, planes
         stream.read(2**20)  # at its end a compressed file is checked against the sum that it carries
 
 

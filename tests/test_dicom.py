@@ -181,6 +181,10 @@ def bad_modality(paths):
         edit(path, lambda dataset: setattr(dataset, "Modality", "MR"))
 
 
+def bad_one_modality(paths):
+    edit(paths[-1], lambda dataset: setattr(dataset, "Modality", "MR"))
+
+
 def bad_multiframe(paths):
     for path in paths:
         edit(path, lambda dataset: setattr(dataset, "NumberOfFrames", 4))
@@ -232,7 +236,8 @@ def bad_only_one(paths):
         (bad_turned_slice, ["4.dcm", "row and column directions", "separate them"]),
         (bad_edges_for_slices, ["all of them at one place"]),
         (bad_modality, ["no CT slice among 7 files", "1.dcm: not CT (MR)"]),
-        (bad_multiframe, ["no CT slice", "a multi-frame file of 4 frames that is no Enhanced CT"]),
+        (bad_one_modality, ["7.dcm", "not CT (MR), in the series of the slices"]),
+        (bad_multiframe, ["no CT slice", "a multi-frame file (4 frames) that is no Enhanced CT"]),
         (bad_transfer_syntax, ["4.dcm", "MPEG2", "1.2.840.10008.1.2.4.100", "a decoder", "gdcmconv"]),
         (bad_bits, ["4.dcm", "17 bits", "in 16"]),
         (bad_spacing, ["4.dcm", "positive spacing"]),

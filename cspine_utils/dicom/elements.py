@@ -1,23 +1,17 @@
 """The few data elements of a DICOM file that a CT reader needs, and where its pixels lie.
 
-A survey reads 711,601 headers, so the common file (little endian, with a file meta header) is walked here directly:
-tag, type, length, next. Whatever looks unusual is left to pydicom, which knows all of the standard; a test compares
-the two on every file at hand. (DICOM PS3.5 section 7, PS3.10 section 7.)
+A survey reads 711,601 headers, so the common file (little endian, with a file meta header) is walked directly, in
+`walk`. Whatever looks unusual is left to pydicom, which knows all of the standard, in `thorough`; a test compares the
+two on every file at hand. (DICOM PS3.5 section 7, PS3.10 section 7.)
 """
 
 from __future__ import annotations
 
-import math
-import os
-import warnings
-import zlib
 from pathlib import Path
-from struct import error as StructError
 from struct import unpack_from
 from typing import NamedTuple
 
 import pydicom
-from pydicom.uid import UID
 
 from cspine_utils.errors import SeriesError
 
@@ -26,11 +20,12 @@ MAX_INFLATED_BYTES = 64 * 2**20
 
 DEFLATED = "1.2.840.10008.1.2.1.99"
 IMPLICIT = "1.2.840.10008.1.2"
-NATIVE_SYNTAXES = {IMPLICIT, "1.2.840.10008.1.2.1", DEFLATED, "1.2.840.10008.1.2.2"}
-_BIG_ENDIAN = "1.2.840.10008.1.2.2"
+EXPLICIT = "1.2.840.10008.1.2.1"
+BIG_ENDIAN = "1.2.840.10008.1.2.2"
+NATIVE_SYNTAXES = {IMPLICIT, EXPLICIT, DEFLATED, BIG_ENDIAN}
 
 # keyword: (group, element, VR). The VR is the standard's: text of numbers DS and IS, binary US, names CS and UI.
-_WANTED = {
+WANTED = {
     "MediaStorageSOPClassUID": (0x0002, 0x0002, "UI"),
     "TransferSyntaxUID": (0x0002, 0x0010, "UI"),
     "ImageType": (0x0008, 0x0008, "CS"),
@@ -57,19 +52,7 @@ _WANTED = {
     "RescaleSlope": (0x0028, 0x1053, "DS"),
     "RescaleType": (0x0028, 0x1054, "LO"),
 }
-# As four little-endian bytes read at once: the group in the low half.
-_BY_KEY = {group | element << 16: (keyword, vr) for keyword, (group, element, vr) in _WANTED.items()}
-_PIXEL_DATA = 0x7FE0 | 0x0010 << 16
-_ITEM, _ITEM_END, _SEQUENCE_END = (0xFFFE | element << 16 for element in (0xE000, 0xE00D, 0xE0DD))
-_UNDEFINED = 0xFFFFFFFF
-_SHORT_VRS = frozenset(b"AE AS AT CS DA DS DT FD FL IS LO LT PN SH SL SS ST TM UI UL US".split())
-_LONG_VRS = frozenset(b"OB OD OF OL OV OW SQ SV UC UN UR UT UV".split())
-_FIRST_READ = 8192
-_MAX_DEPTH = 32
-_MAX_FRAGMENTS = 10_000
-#: Where pydicom read the header, the mark that ends compressed pixels is looked for in this many bytes at the end.
-_TAIL = 4096
-_SEQUENCE_END_BYTES = bytes.fromhex("feffdde0")
+ALSO = {("SS", "US"), ("US or SS", "US")}
 
 
 class Elements(NamedTuple):
@@ -96,27 +79,7 @@ class NotDicom(Exception):
     """The file is no DICOM file at all."""
 
 
-class _Unusual(Exception):
-    """Something that the walk below does not know; pydicom decides."""
-
-
-def read_elements(path: Path) -> Elements:
-    """Read the elements of one file; pixels are not read.
-
-    Raises
-    ------
-    NotDicom : the bytes are something else
-    SeriesError : a DICOM file whose header is damaged, or a file that cannot be opened
-    """
-    try:
-        return walk(path)
-    except (_Unusual, StructError):
-        return read_by_pydicom(path)
-    except OSError as error:
-        raise _unreadable(path, error) from error
-
-
-def _unreadable(path: Path, error: OSError) -> SeriesError:
+def unreadable(path: Path, error: OSError) -> SeriesError:
     return SeriesError(
         path,
         found=f"a file that cannot be opened ({error.strerror or type(error).__name__})",
@@ -125,7 +88,7 @@ def _unreadable(path: Path, error: OSError) -> SeriesError:
     )
 
 
-def _damaged(path: Path, why: str) -> SeriesError:
+def damaged(path: Path, why: str) -> SeriesError:
     return SeriesError(
         path,
         found=f"a header that cannot be read ({why})",
@@ -134,242 +97,11 @@ def _damaged(path: Path, why: str) -> SeriesError:
     )
 
 
-def walk(path: Path) -> Elements:
-    """The direct way. Raises what pydicom has to look at as `_Unusual` or `struct.error`."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        size = os.fstat(descriptor).st_size
-        data = os.read(descriptor, _FIRST_READ)
-        if data[128:132] != b"DICM":
-            raise _Unusual
-        raw, at = _walk_meta(data)
-        syntax = _text(raw.get("TransferSyntaxUID", b""))
-        fragments = ()
-        if syntax == DEFLATED:
-            fragments = ((at, size - at),)
-            rest = os.pread(descriptor, min(size, MAX_INFLATED_BYTES), at)
-            data, at, size = inflate(path, rest), 0, None
-        elif syntax == _BIG_ENDIAN or not syntax.startswith("1.2.840.10008.1.2"):
-            raise _Unusual
-        try:
-            pixels_at, pixels_bytes = _walk_data_set(descriptor, data, at, size, syntax != IMPLICIT, raw)
-        except (_Unusual, StructError):
-            if size is None:  # pydicom would inflate without a limit
-                raise _damaged(path, "in a deflated data set") from None
-            raise
-        size = len(data) if size is None else size
-        complete = True
-        if pixels_at is not None and syntax not in NATIVE_SYNTAXES:
-            if pixels_bytes != _UNDEFINED:
-                raise _Unusual
-            fragments, complete = _walk_fragments(descriptor, pixels_at, size)
-            pixels_bytes = sum(length for _, length in fragments)
-        elif pixels_at is not None:
-            if pixels_bytes == _UNDEFINED:
-                raise _Unusual
-            complete = pixels_at + pixels_bytes <= size
-    finally:
-        os.close(descriptor)
-    return Elements(_decoded(raw), pixels_at, pixels_bytes, fragments, True, complete)
-
-
-def _walk_meta(data: bytes) -> tuple[dict, int]:
-    """The file meta header, always explicit little endian; returns its raw values and where it ends."""
-    raw, at = {}, 132
-    while data[at : at + 2] == b"\x02\x00":
-        key, vr, length = unpack_from("<I2sH", data, at)
-        at += 8
-        if vr in _LONG_VRS:
-            (length,) = unpack_from("<I", data, at)
-            at += 4
-        elif vr not in _SHORT_VRS:
-            raise _Unusual
-        if key in _BY_KEY:
-            raw[_BY_KEY[key][0]] = data[at : at + length]
-        at += length
-    if at >= len(data):
-        raise _Unusual
-    return raw, at
-
-
-def _walk_data_set(descriptor, data: bytes, at: int, size: int | None, explicit: bool, raw: dict):
-    """Collect raw values up to the pixels; returns (offset, length) of the pixels, or (None, 0) without any."""
-    end = len(data)
-    while True:
-        if at + 12 > end and size is not None and end < size:  # more of the file is needed
-            data = os.pread(descriptor, min(size, 2 * at + _FIRST_READ), 0)
-            end = len(data)
-        if at == end:
-            return None, 0
-        if explicit:
-            key, vr, length = unpack_from("<I2sH", data, at)
-            at += 8
-            if vr in _LONG_VRS:
-                (length,) = unpack_from("<I", data, at)
-                at += 4
-            elif vr not in _SHORT_VRS:
-                raise _Unusual
-        else:
-            key, length = unpack_from("<II", data, at)
-            vr = None
-            at += 8
-        if key == _PIXEL_DATA:
-            return at, length
-        wanted = _BY_KEY.get(key)
-        if length == _UNDEFINED:
-            if wanted or size is None or not (explicit is False or vr in (b"SQ", b"UN")):
-                raise _Unusual
-            at = _skip_sequence(descriptor, at, size, explicit and vr == b"SQ")
-        else:
-            if at + length > (end if size is None else size):
-                raise _Unusual
-            if wanted:
-                if vr is not None and vr.decode() != wanted[1] and not (wanted[1] == "US" and vr == b"SS"):
-                    raise _Unusual
-                if at + length > end:
-                    data = os.pread(descriptor, min(size, at + length + _FIRST_READ), 0)
-                    end = len(data)
-                raw[wanted[0]] = data[at : at + length]
-            at += length
-
-
-def _skip_sequence(descriptor, at: int, size: int, explicit: bool, depth: int = 0) -> int:
-    """Where a sequence of undefined length that starts at `at` ends."""
-    if depth > _MAX_DEPTH:
-        raise _Unusual
-    while True:
-        key, length = unpack_from("<II", os.pread(descriptor, 8, at))
-        at += 8
-        if key == _SEQUENCE_END:
-            return at
-        if key != _ITEM:
-            raise _Unusual
-        if length != _UNDEFINED:
-            at += length
-            continue
-        while True:  # the elements of an item of undefined length
-            head = os.pread(descriptor, 12, at)
-            key, vr, length = unpack_from("<I2sH", head)
-            at += 8
-            if key == _ITEM_END:
-                break
-            if not explicit:
-                (length,) = unpack_from("<I", head, 4)
-            elif vr in _LONG_VRS:
-                (length,) = unpack_from("<I", head, 8)
-                at += 4
-            elif vr not in _SHORT_VRS:
-                raise _Unusual
-            if length == _UNDEFINED:
-                at = _skip_sequence(descriptor, at, size, explicit and vr == b"SQ", depth + 1)
-            else:
-                at += length
-            if at > size:
-                raise _Unusual
-
-
-def _walk_fragments(descriptor, at: int, size: int) -> tuple[tuple[tuple[int, int], ...], bool]:
-    """Places of the compressed fragments, and whether the mark that ends them is there. (PS3.5, annex A.4)"""
-    found = []
-    while at + 8 <= size and len(found) <= _MAX_FRAGMENTS:
-        key, length = unpack_from("<II", os.pread(descriptor, 8, at))
-        at += 8
-        if key == _SEQUENCE_END:
-            return tuple(found[1:]), bool(found[1:])  # the first item is the offset table
-        if key != _ITEM:
-            raise _Unusual
-        found.append((at, length))
-        at += length
-    return tuple(found[1:]), False
-
-
-def inflate(path: Path, data: bytes) -> bytes:
-    """The data set of a file in Deflated Explicit VR Little Endian. Raises SeriesError."""
-    try:
-        decompressor = zlib.decompressobj(-zlib.MAX_WBITS)
-        inflated = decompressor.decompress(data, MAX_INFLATED_BYTES)
-    except zlib.error as error:
-        raise SeriesError(
-            path,
-            found=f"a deflated data set that cannot be inflated ({error})",
-            expected="a whole one",
-            remedy="the file is truncated or damaged: download it again.",
-        ) from error
-    if not decompressor.eof:
-        too_large = len(inflated) >= MAX_INFLATED_BYTES
-        raise SeriesError(
-            path,
-            found="a deflated data set of more than 64 MiB" if too_large else "a deflated data set that is cut short",
-            expected="one slice",
-            remedy="leave this file out." if too_large else "download it again.",
-        )
-    return inflated
-
-
-def read_by_pydicom(path: Path) -> Elements:
-    """The thorough way. Raises NotDicom or SeriesError."""
-    try:
-        with open(path, "rb") as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of the header, which may be a person's name
-            start = file.read(132)
-            if start[128:] != b"DICM" and not _may_be_bare(start):
-                raise NotDicom
-            file.seek(0)
-            dataset = pydicom.dcmread(file, stop_before_pixels=True, force=True)
-            pixels_at = file.tell()
-            size = file.seek(0, os.SEEK_END)
-            file.seek(max(pixels_at, size - _TAIL))
-            ended = _SEQUENCE_END_BYTES in file.read()
-            values = {keyword: value for keyword in _WANTED if (value := _from_dataset(dataset, keyword)) is not None}
-            values.setdefault("TransferSyntaxUID", _syntax_of(dataset))
-            if not {"SOPClassUID", "MediaStorageSOPClassUID", "Modality", "Rows"} & set(values):
-                raise NotDicom  # read by force, and nothing of an image or a report in it
-    except NotDicom:
-        raise
-    except OSError as error:
-        raise _unreadable(path, error) from error
-    except Exception as error:  # whatever bytes are in the file: pydicom raises many kinds of errors on them
-        raise _damaged(path, type(error).__name__) from error
-    complete = ended or not UID(values["TransferSyntaxUID"]).is_compressed
-    return Elements(values, None, size - pixels_at, (), False, complete, dataset)
-
-
-def _may_be_bare(start: bytes) -> bool:
-    """A data set without preamble starts with group 0008 (or 0002), in either byte order."""
-    return start[:2] in (b"\x08\x00", b"\x02\x00", b"\x00\x08")
-
-
-def _syntax_of(dataset: pydicom.Dataset) -> str:
-    """For files without a file meta header: what pydicom found out by looking."""
-    implicit, little = dataset.original_encoding
-    return IMPLICIT if implicit else "1.2.840.10008.1.2.1" if little else _BIG_ENDIAN
-
-
-def _from_dataset(dataset: pydicom.Dataset, keyword: str):
-    """The value of one element in the form of `_decoded`; None where it is missing or empty."""
-    source = dataset.file_meta if keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID") else dataset
-    vr = _WANTED[keyword][2]
-    try:
-        value = source.get(keyword)
-        several = isinstance(value, pydicom.multival.MultiValue | list | tuple)
-        if value is None or (value == "" and not several) or (several and not len(value)):
-            return None
-        if vr in ("CS", "UI", "LO"):
-            return ("\\".join(map(str, value)) if several else str(value)).strip(" \0")
-        numbers = tuple(float(v) for v in value) if several else (float(value),)
-    except (TypeError, ValueError, OverflowError):
-        return ()
-    if vr == "DS":
-        return numbers
-    whole = tuple(int(v) for v in numbers if math.isfinite(v))
-    return tuple(v & 0xFFFF for v in whole) if vr == "US" else whole
-
-
-def _decoded(raw: dict[str, bytes]) -> dict:
+def decoded(raw: dict[str, bytes]) -> dict:
     """Raw little-endian values -> numbers and text. () stands for a value that is there and makes no sense."""
     values = {}
     for keyword, data in raw.items():
-        vr = _WANTED[keyword][2]
+        vr = WANTED[keyword][2]
         if vr == "US":
             value = unpack_from(f"<{len(data) // 2}H", data)
         elif vr in ("DS", "IS"):
@@ -380,11 +112,11 @@ def _decoded(raw: dict[str, bytes]) -> dict:
             except (ValueError, OverflowError):
                 value = ()
         else:
-            value = _text(data)
+            value = text(data)
         if data:
             values[keyword] = value
     return values
 
 
-def _text(data: bytes) -> str:
+def text(data: bytes) -> str:
     return data.decode("ascii", "replace").strip(" \0")

@@ -15,9 +15,10 @@ import numpy as np
 
 from cspine_utils.errors import SeriesError
 
+from .alike import HeaderReader
 from .elements import NotDicom
 from .geometry import orientation_of
-from .headers import SliceHeader, read_headers
+from .headers import NoSlice, SliceHeader
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,32 +95,25 @@ def look_into(folder) -> FolderListing:
     folder = Path(folder)
     headers: list[SliceHeader] = []
     left_out: dict[str, str] = {}
-    unreadable: dict[Path, str] = {}
+    doubtful: dict[Path, str] = {}  # what may be a damaged slice
+    others: dict[Path, NoSlice] = {}
+    reader = HeaderReader()
     for path, kind in _entries(folder):
-        if kind:
-            (unreadable if kind == _BROKEN_LINK else left_out).update(
-                {path if kind == _BROKEN_LINK else path.name: kind}
-            )
-            continue
-        try:
-            read = read_headers(path)
-        except NotDicom:
-            unreadable[path] = "a file that is not DICOM"
-            continue
-        if isinstance(read, str):
-            left_out[path.name] = read
+        if kind == _BROKEN_LINK:
+            doubtful[path] = kind
+        elif kind:
+            left_out[path.name] = kind
         else:
-            headers += read
-    suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"}
-    for path, reason in unreadable.items():
-        if path.suffix.lower() in suffixes:
-            raise SeriesError(
-                path,
-                found=reason,
-                expected="a DICOM slice, since it is named like one",
-                remedy="download it again if it should be a slice, or move it out of the folder.",
-            )
-        left_out[path.name] = reason
+            try:
+                read = reader.read(path)
+            except NotDicom:
+                doubtful[path] = "a file that is not DICOM"
+                continue
+            if isinstance(read, NoSlice):
+                others[path] = read
+            else:
+                headers += read
+    _sort_out(headers, others, doubtful, left_out)
     if not headers:
         first = next(iter(left_out.items()), None)
         raise SeriesError(
@@ -135,6 +129,30 @@ def look_into(folder) -> FolderListing:
     return FolderListing(folder, tuple(map(tuple, series.values())), left_out)
 
 
+def _sort_out(headers, others: dict[Path, NoSlice], doubtful: dict[Path, str], left_out: dict[str, str]) -> None:
+    """Put what surely is no slice into `left_out`; raise SeriesError for what may be a damaged one."""
+    series = {(header.study_uid, header.series_uid) for header in headers}
+    for path, other in others.items():
+        if other.series in series:
+            raise SeriesError(
+                path,
+                found=f"{other.reason}, in the series of the slices",
+                expected="a CT slice, like the other files of its series",
+                remedy="its header is damaged or it was put into the wrong series: download it again, or move it away.",
+            )
+        left_out[path.name] = other.reason
+    suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"}
+    for path, reason in doubtful.items():
+        if path.suffix.lower() in suffixes:
+            raise SeriesError(
+                path,
+                found=reason,
+                expected="a DICOM slice, since it is named like one",
+                remedy="download it again if it should be a slice, or move it out of the folder.",
+            )
+        left_out[path.name] = reason
+
+
 _BROKEN_LINK = "a link that leads nowhere"
 
 
@@ -142,9 +160,9 @@ def _entries(folder: Path) -> list[tuple[Path, str]]:
     """Every entry, sorted by name, with the reason why it is not opened, or ""."""
     try:
         with os.scandir(folder) as entries:
-            return sorted((Path(entry.path), _kind(entry)) for entry in entries)
+            return [(folder / entry.name, _kind(entry)) for entry in sorted(entries, key=lambda entry: entry.name)]
     except OSError as error:
-        absent, file = not os.path.lexists(folder), folder.is_file()
+        absent, file = isinstance(error, FileNotFoundError), os.path.isfile(folder)
         raise SeriesError(
             folder,
             found="no such folder"

@@ -6,21 +6,28 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
-from . import elements
-from .elements import Elements
+from .elements import NATIVE_SYNTAXES, Elements, NotDicom, damaged, unreadable
+from .thorough import read_by_pydicom
+from .walk import StructError, Unusual, walk
 
 #: No CT image is larger (2048 x 2048 is the largest matrix that scanners offer); a damaged header can say 60,000.
 MAX_SIDE = 4096
+#: Positions are within metres of the scanner's centre.
+MAX_POSITION_MM = 1e5
+#: Slopes are about 1 and intercepts about -1024; beyond these bounds a header is damaged.
+MIN_SLOPE, MAX_RESCALE = 1e-4, 1e5
 
 _CT = {"1.2.840.10008.5.1.4.1.1.2"}
 _ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}  # the second: converted from single files
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_LOCALIZER = "a localizer (the overview from which a scan is planned)"
 # Words for what a file may be other than CT. Only words of this list reach a message: a header can hold any text.
 _MODALITIES = {
     "MR": "MR",
@@ -74,7 +81,7 @@ class SliceHeader(NamedTuple):
     pixel_spacing_mm : between rows, between columns
     thickness_mm : SliceThickness, or None
     pixels : how values are stored
-    elements : where the pixels lie in the file
+    elements : where the pixels lie in the file; its values are not kept
     """
 
     path: Path
@@ -92,27 +99,37 @@ class SliceHeader(NamedTuple):
     elements: Elements
 
 
-def read_headers(path: Path) -> list[SliceHeader] | str:
-    """The slices of one file, as a rule one, or words for why it is no CT slice.
+class NoSlice(NamedTuple):
+    """A DICOM file that is no CT slice: why, and the (study, series) that no CT slice may share with it."""
+
+    reason: str
+    series: tuple[str, str] | None
+
+
+def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | NoSlice:
+    """The slices of one file, as a rule one, or why it is no CT slice.
+
+    `spans` : see `walk.walk`
 
     Raises
     ------
-    NotDicom : not a DICOM file
-    SeriesError : a CT slice whose header is damaged or incomplete
+    NotDicom : not a DICOM file, or one without anything of an image or a report
+    SeriesError : a CT slice whose header is damaged or incomplete, or a file that cannot be opened
     """
-    read = elements.read_elements(path)
-    reason = _no_slice(read)
+    read = read_elements(path, spans)
+    reason = _no_slice(path, read)
     if reason:
-        return reason
+        # Some scanners put the localizer into the series that is planned on it; nothing else may be in a CT series.
+        return NoSlice(reason, None if reason is _LOCALIZER else _series(read.values))
     if _sop_class(read) in _ENHANCED_CT:
-        from . import enhanced  # few files need it
+        from . import enhanced  # it needs this module
 
         return enhanced.read_headers(path, read)
     values = read.values
     return [
         make_header(
             path,
-            read._replace(dataset=None),
+            read,
             position=_numbers(path, values, "ImagePositionPatient", 3),
             orientation=_numbers(path, values, "ImageOrientationPatient", 6),
             spacing=_numbers(path, values, "PixelSpacing", 2),
@@ -121,6 +138,19 @@ def read_headers(path: Path) -> list[SliceHeader] | str:
             intercept=values.get("RescaleIntercept"),
         )
     ]
+
+
+def read_elements(path: Path, spans: list | None = None) -> Elements:
+    """The elements of one file, the direct way where it can be gone. Raises NotDicom or SeriesError."""
+    try:
+        read = walk(path, spans)
+    except (Unusual, StructError):
+        read = read_by_pydicom(path)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    if not {"SOPClassUID", "MediaStorageSOPClassUID", "Modality", "Rows"} & set(read.values):
+        raise NotDicom
+    return read
 
 
 def make_header(
@@ -132,9 +162,8 @@ def make_header(
     header = SliceHeader(
         path,
         frame,
-        _uid(values.get("StudyInstanceUID", "")),
-        _uid(values.get("SeriesInstanceUID", "")),
-        UID(values["TransferSyntaxUID"]),
+        *_series(values),
+        UID(values["TransferSyntaxUID"], IGNORE),
         rows,
         columns,
         position,
@@ -142,9 +171,9 @@ def make_header(
         spacing,
         thickness[0] if thickness and math.isfinite(thickness[0]) and thickness[0] > 0 else None,
         _pixel_format(path, values, slope, intercept),
-        read,
+        read._replace(values={}, dataset=None),
     )
-    _check(header)
+    _check(header, 1 if frame is None else int(values["NumberOfFrames"][0]))
     return header
 
 
@@ -152,7 +181,11 @@ def _sop_class(read: Elements) -> str:
     return read.values.get("SOPClassUID") or read.values.get("MediaStorageSOPClassUID", "")
 
 
-def _no_slice(read: Elements) -> str:
+def _series(values: dict) -> tuple[str, str]:
+    return _uid(values.get("StudyInstanceUID", "")), _uid(values.get("SeriesInstanceUID", ""))
+
+
+def _no_slice(path: Path, read: Elements) -> str:
     """Why the file is no slice of a CT series, or "". SOPClassUID is missing in the files of the competition."""
     values, sop_class = read.values, _sop_class(read)
     modality = values.get("Modality", "")
@@ -160,16 +193,19 @@ def _no_slice(read: Elements) -> str:
         return "a DICOMDIR, the table of contents of a disc"
     if sop_class.startswith(_SECONDARY_CAPTURE):
         return "a secondary capture: a picture of a screen or a form, no CT slice"
+    if not modality and sop_class and UID(sop_class, IGNORE).name == sop_class:
+        raise damaged(path, "a SOP class that does not exist")
     if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
         return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
-    if values.get("SamplesPerPixel", (1,)) != (1,):
+    photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
+    if values.get("SamplesPerPixel", (1,)) != (1,) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return "a colour image"
     kinds = str(values.get("ImageType", "")).upper().split("\\")
     if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
-        return "a localizer (the overview from which a scan is planned)"
+        return _LOCALIZER
     frames = values.get("NumberOfFrames", (1,))
-    if sop_class not in _ENHANCED_CT and frames not in ((1,), (0,), ()):
-        return f"a multi-frame file of {frames[0]} frames that is no Enhanced CT"
+    if sop_class not in _ENHANCED_CT and frames not in ((1,), (0,)):
+        return f"a multi-frame file ({frames[0] if frames else 'unknown'} frames) that is no Enhanced CT"
     if sop_class not in ("", *_CT, *_ENHANCED_CT) and "Rows" not in values:
         return "no image"
     return ""
@@ -228,17 +264,17 @@ def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
 def _one(path: Path, keyword: str, numbers) -> float:
     """The one finite number of a rescale tag. Without it the values are no HU, so nothing is assumed."""
     (number,) = _numbers(path, {} if numbers is None else {keyword: numbers}, keyword, 1)
-    if keyword == "RescaleSlope" and number == 0:
+    if not MIN_SLOPE <= abs(number) <= MAX_RESCALE if keyword == "RescaleSlope" else abs(number) > MAX_RESCALE:
         raise SeriesError(
             path,
-            found="RescaleSlope 0",
-            expected="the HU of one stored unit, as a rule 1",
+            found=f"{keyword} {number:g}",
+            expected="the HU of one stored unit, as a rule 1" if keyword == "RescaleSlope" else "HU of stored value 0",
             remedy="the header is damaged: download the file again, or leave it out.",
         )
     return number
 
 
-def _check(header: SliceHeader) -> None:
+def _check(header: SliceHeader, frames: int) -> None:
     a, b, c, d, e, f = header.orientation
     lengths = a * a + b * b + c * c, d * d + e * e + f * f
     problem, remedy = None, "leave this file or series out."
@@ -248,30 +284,29 @@ def _check(header: SliceHeader) -> None:
         problem = f"PixelSpacing {header.pixel_spacing_mm}", "a positive spacing in mm"
     elif max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(a * d + b * e + c * f)) > 1e-3:
         problem = f"ImageOrientationPatient {[*header.orientation]}", "two directions of length 1 at right angles"
-    elif max(map(abs, header.position_mm)) > 1e5:
+    elif max(map(abs, header.position_mm)) > MAX_POSITION_MM:
         problem = f"ImagePositionPatient {[*header.position_mm]}", "a place within 100 m of the scanner"
     else:
-        problem, remedy = _missing_pixels(header)
+        problem, remedy = _missing_pixels(header, frames)
     if problem:
         raise SeriesError(header.path, found=problem[0], expected=problem[1], remedy=remedy)
 
 
-def _missing_pixels(header: SliceHeader):
+def _missing_pixels(header: SliceHeader, frames: int):
     """A file cut short betrays itself without a look at its pixels: too few bytes, or no end of the sequence."""
     read, syntax = header.elements, header.transfer_syntax
     cut = "the file is cut short: download it again."
-    if syntax not in elements.NATIVE_SYNTAXES and not codecs.can_decode(syntax):
+    if syntax not in NATIVE_SYNTAXES and not codecs.can_decode(syntax):
         name = syntax.name if syntax.is_transfer_syntax else "no transfer syntax of the standard"
         return (
             (f"pixels in {name} ({_uid(syntax) or 'no UID'})", "uncompressed pixels, or a compression known here"),
             "a decoder for this transfer syntax is needed: convert the file to JPEG Lossless or uncompressed "
             "(for example with gdcmconv --raw), or add its decoder to cspine_utils/codecs.py.",
         )
-    if syntax not in elements.NATIVE_SYNTAXES:
+    if syntax not in NATIVE_SYNTAXES:
         if read.complete:
             return None, ""
         return ("a file that ends within its pixels", "the end mark of its compressed pixels"), cut
-    frames = read.values.get("NumberOfFrames", (1,))[0] if header.frame is not None else 1
     count = header.rows * header.columns * header.pixels.allocated // 8 * frames
     if read.pixels_bytes >= count and read.complete:
         return None, ""
