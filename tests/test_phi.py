@@ -113,7 +113,9 @@ def found_in_folder(folder: Path) -> list[str]:
 
 
 def found_in_text(text: str) -> list[str]:
-    return found_in_bytes(text.encode(errors="replace"), "said")
+    """The same for what was said, and there also the start of the name, as text or as the numbers that it looks like."""
+    start = re.findall(r"(?i).{0,60}zzph.{0,20}|.{0,60}23130\D{1,3}18512.{0,20}", text)
+    return start + found_in_bytes(text.encode(errors="replace"), "said")
 
 
 # ------------------------------------------------------------------------------------------------- planting
@@ -485,6 +487,13 @@ def leak_number(folder):
 def test_a_leak_is_found(tmp_path, leak):
     leak(tmp_path)
     assert found_in_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "text", [f"for {NAME}", "magic ZZPH", "Rows = 23130\\18512", f"born {DATE}", "on 1931-02-03", AGE]
+)
+def test_a_leak_in_words_is_found(text):
+    assert found_in_text(text)
 
 
 def test_what_leaks_nothing_is_let_through(tmp_path):
