@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
+import pydicom
 import torch
 from torch.utils.data import TensorDataset
 
@@ -18,37 +20,66 @@ from cspine_utils.volume import Volume
 
 
 def broken_copy(dataset: RsnaDataset, folder, studies) -> RsnaDataset:
-    """Copy the five smallest of some readable studies into a folder and break four, each in its own way.
+    """Copy the smallest of some usable studies with label maps, at most seven, and break six, each in its own way.
 
-    In the order of the copy: a slice is missing, a text file calls itself .dcm, a file is cut short,
-    there are no images, and the last one is left whole. The original is not touched.
+    In the order of the copy: a slice is missing; slices lie 0.76 to 1.24 steps apart (as in one real study); a file is
+    cut short; there are no images; the label map lies half a voxel off; the label map has a slice less than the CT;
+    the seventh study is left whole. The original is not touched.
+
+    Raises ParameterError where no study has a label map.
     """
     root = Path(folder).resolve() / "broken"
-    if len(studies) < 5:
+    studies = [study for study in studies if dataset.mask_path(study)]
+    if not studies:
         raise ParameterError(
-            "studies", found=f"{len(studies)}", expected="at least five", remedy="show this on a larger cohort."
+            "studies", found="none with a label map", expected="at least one", remedy="show this on another cohort."
         )
-    by_size = sorted(studies, key=lambda study: len(list(dataset.series_dir(study).iterdir())))
-    studies = by_size[:5]
+    studies = sorted(studies, key=lambda study: len(list(dataset.series_dir(study).iterdir())))[:7]
+    (root / "segmentations").mkdir(parents=True)
     for study in studies:
         shutil.copytree(dataset.series_dir(study), root / "train_images" / study)
-    (root / "segmentations").mkdir()
-    labels = dataset.labels.loc[studies].rename_axis(STUDY_COLUMN)
-    labels.to_csv(root / "train.csv")
+        shutil.copy(dataset.mask_path(study), root / "segmentations" / f"{study}.nii")
+    dataset.labels.loc[studies].rename_axis(STUDY_COLUMN).to_csv(root / "train.csv")
     dataset.boxes.iloc[:0].rename_axis(STUDY_COLUMN).to_csv(root / "train_bounding_boxes.csv")
-
-    gap, text, short, empty, _ = (root / "train_images" / study for study in studies)
-    _numbered(gap, 5).unlink()
-    (text / "notes.dcm").write_text("Scanner was serviced on Tuesday.\n")
-    cut = _numbered(short, 7)
-    cut.write_bytes(cut.read_bytes()[: cut.stat().st_size // 2])
-    shutil.rmtree(empty)
-    return RsnaDataset(root)
+    copy = RsnaDataset(root)
+    for study, damage in zip(studies, (_lose_slice, _move_slices, _cut_file, shutil.rmtree), strict=False):
+        damage(copy.series_dir(study))
+    for study, change in zip(studies[4:], ({"moved": 0.5}, {"slices": -1}), strict=False):
+        _rewrite(copy.mask_path(study), **change)
+    return copy
 
 
-def _numbered(series_dir: Path, position: int) -> Path:
-    """The file at a position (from 1) in the order of the file numbers."""
-    return sorted(series_dir.glob("*.dcm"), key=lambda path: int(path.stem))[position - 1]
+def _in_order(series_dir: Path) -> list[Path]:
+    return sorted(series_dir.glob("*.dcm"), key=lambda path: int(path.stem))
+
+
+def _lose_slice(series_dir: Path) -> None:
+    _in_order(series_dir)[4].unlink()
+
+
+def _cut_file(series_dir: Path) -> None:
+    path = _in_order(series_dir)[6]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def _move_slices(series_dir: Path) -> None:
+    """Every third slice 0.24 steps toward its neighbour, along the line through the slices."""
+    paths = _in_order(series_dir)
+    slices = [pydicom.dcmread(path) for path in paths]
+    places = np.array([dataset.ImagePositionPatient for dataset in slices], dtype=float)
+    step = (places[-1] - places[0]) / (len(places) - 1)
+    for path, dataset, place in list(zip(paths, slices, places, strict=True))[1:-1:3]:
+        dataset.ImagePositionPatient = [f"{mm:.4f}" for mm in place + 0.24 * step]
+        dataset.save_as(path)
+
+
+def _rewrite(path: Path, *, moved: float = 0.0, slices: int | None = None) -> None:
+    """A label map moved by some voxels along its first axis, or with only some of its slices (its third axis)."""
+    image = nib.load(path)
+    affine = image.affine.copy()
+    affine[:3, 3] += moved * affine[:3, 0]
+    labels = np.asarray(image.dataobj)[:, :, :slices]
+    nib.save(nib.Nifti1Image(labels, affine), path)
 
 
 def easy_studies(count: int, *, seed: int, size: int = 64) -> TensorDataset:

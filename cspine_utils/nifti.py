@@ -4,16 +4,13 @@ The affines of the CT and of the label file say where every voxel lies in the pa
 describe the same grid, one is a reordering of the other's axes: that reordering is computed, checked
 to a fraction of a voxel, and applied. Nothing is interpolated and no rule about slice numbers is used.
 
-Files are read by the few lines below instead of by nibabel's images (its headers are used): the grid is judged
-before any data is read, the data come in slabs, and only the part of a slab that is not zero is turned, which for a
-label map is a few percent of it.
+The grid is judged before any data is read; the data come in slabs, and only the part of a slab that is not zero is
+turned, which for a label map is a few percent of it.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gzip
-import logging
 import os
 from dataclasses import dataclass
 from itertools import product
@@ -25,21 +22,13 @@ from nibabel import orientations
 
 from cspine_utils import placement
 from cspine_utils.errors import GridMismatch, MaskError
+from cspine_utils.nifti_file import StoredArray, read_header, reading, refuse, slabs
 from cspine_utils.placement import check_placement as check_placement  # of the reader's tools, they belong here too
 from cspine_utils.placement import flips_by_hu as flips_by_hu
 from cspine_utils.volume import describe_grid, grid_map
 
 #: A file on another grid is read whole in order to be resampled: up to the size of the largest real label map.
 MAX_RESAMPLED_BYTES = 600 * 2**20
-_A_LABEL_MAP = (
-    "a NIfTI label map (.nii or .nii.gz)",
-    "download it again; the study can be used without its label map.",
-)
-_SLAB_BYTES = 2**22
-#: Extensions stand between header and data; a header that claims more of them than this is damaged.
-_MAX_OFFSET = 2**26
-_GZIP = b"\x1f\x8b"
-_QUIET = logging.Logger("headers", level=logging.CRITICAL + 1)  # nibabel mends harmless slips and would print each
 
 
 def read_mask(path, volume, *, resample: bool = False) -> np.ndarray:
@@ -105,7 +94,7 @@ def describe_mask(path, grid) -> MaskReport:
     """Header, labels and fitness of a label file for the CT on `grid`; what is wrong is reported, not raised."""
     path, shape, codes = Path(path), (), ""
     try:
-        stored = _header(path)
+        stored = read_header(path)
         shape, codes = stored.shape, _codes(stored.affine)
         mask = read_mask(path, grid)
     except MaskError as error:
@@ -133,7 +122,7 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
     """
     path, mask = Path(path), np.asarray(mask)
     if mask.shape != tuple(grid.shape):
-        _refuse(path, f"labels of shape {mask.shape}", f"{tuple(grid.shape)}, the shape of the grid", "pass its own.")
+        refuse(path, f"labels of shape {mask.shape}", f"{tuple(grid.shape)}, the shape of the grid", "pass its own.")
     labels = _as_labels(path, mask)
     turn = orientations.ornt_transform(orientations.io_orientation(grid.affine), orientations.axcodes2ornt("LAS"))
     array = orientations.apply_orientation(labels, turn).astype(np.uint16)
@@ -146,49 +135,30 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
     image.header.set_xyzt_units("mm")
     suffix = next((s for s in (".nii", ".nii.gz") if path.name.endswith(s)), None)
     if suffix is None:
-        _refuse(path, f"the name {path.name}", "a name that ends in .nii or .nii.gz", "choose one.")
+        refuse(path, f"the name {path.name}", "a name that ends in .nii or .nii.gz", "choose one.")
     part = path.with_name(f".{path.name.removesuffix(suffix)}.part{suffix}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         nib.save(image, part)
         os.replace(part, path)
     except OSError as error:
-        _refuse(path, f"a place that cannot be written ({error.strerror})", "room and permission", "make room.", error)
+        refuse(path, f"a place that cannot be written ({error.strerror})", "room and permission", "make room.", error)
     finally:
-        part.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, eq=False)
-class _Stored:
-    """What a NIfTI header says: the array, its type and scaling, where it begins and how it lies."""
-
-    shape: tuple[int, int, int]
-    dtype: np.dtype
-    scaling: tuple[float, float] | None  # (slope, intercept) if the stored numbers are not the values themselves
-    offset: int
-    affine: np.ndarray
-    qform: np.ndarray | None  # the other affine, where the header has both
-
-    @property
-    def value_type(self) -> np.dtype:
-        return np.dtype(np.float64) if self.scaling else self.dtype.newbyteorder("=")
-
-    @property
-    def nbytes(self) -> int:
-        return int(np.prod(self.shape, dtype=object)) * self.dtype.itemsize
+        with contextlib.suppress(OSError):
+            part.unlink()
 
 
 def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
     """The values of a file on a grid; `convert(path, values)` checks and changes those that are not zero."""
-    with _reading(path):
-        stored = _header(path)
+    with reading(path):
+        stored = read_header(path)
         permutation = placement.match(stored.shape, stored.affine, grid)
         if permutation is not None:
             return _place(path, stored, permutation, convert, dtype)
         if not resample or placement.apart(stored.shape, stored.affine, grid):
             raise _mismatch(path, stored, grid)
         if stored.nbytes > MAX_RESAMPLED_BYTES:
-            _refuse(
+            refuse(
                 path,
                 f"{stored.nbytes / 1e9:.3g} GB on another grid ({describe_grid(stored.shape, stored.affine)})",
                 f"at most {MAX_RESAMPLED_BYTES / 1e9:.2g} GB to be resampled",
@@ -204,11 +174,11 @@ def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
         return placed
 
 
-def _place(path: Path, stored: _Stored, permutation, convert, dtype) -> np.ndarray:
+def _place(path: Path, stored: StoredArray, permutation, convert, dtype) -> np.ndarray:
     order, reversed_axes = permutation
     placed = np.zeros([stored.shape[axis] for axis in order], dtype or stored.value_type)
     as_stored = np.flip(placed, reversed_axes).transpose(np.argsort(order))  # the same memory, indexed as the file is
-    for first, slab in _slabs(path, stored):
+    for first, slab in slabs(path, stored):
         box = _nonzero_box(slab)
         if box:
             as_stored[..., first : first + slab.shape[2]][box] = convert(path, slab[box])
@@ -232,15 +202,16 @@ def _nearest(values: np.ndarray, box, to_stored: np.ndarray, placed: np.ndarray)
 
 def _nonzero_box(array: np.ndarray):
     """Slices around all that is not zero (NaN included), or None."""
-    filled = array != 0
-    lines = filled.any(axis=0)
-    box = []
-    for used in (filled.any(axis=(1, 2)), lines.any(axis=1), lines.any(axis=0)):
-        where = np.flatnonzero(used)
-        if not len(where):
-            return None
-        box.append(slice(int(where[0]), int(where[-1]) + 1))
-    return tuple(box)
+    bits = array.view(
+        f"u{array.itemsize}"
+    )  # the maximum of unsigned numbers is the quickest way to see one that is not 0
+    lines = bits.max(axis=0)
+    rows, planes = (np.flatnonzero(lines.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    box = slice(rows[0], rows[-1] + 1), slice(planes[0], planes[-1] + 1)
+    first = np.flatnonzero(bits[:, *box].max(axis=(1, 2)))
+    return slice(first[0], first[-1] + 1), *box
 
 
 def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
@@ -248,7 +219,7 @@ def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
         return values.astype(np.uint8)
     lowest, highest = values.min(), values.max()
     if not (0 <= lowest and highest <= 255):  # written so that NaN fails too
-        _refuse(
+        refuse(
             path,
             f"values from {lowest} to {highest}",
             "labels from 0 to 255",
@@ -256,7 +227,7 @@ def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
         )
     labels = values.astype(np.uint8)
     if values.dtype.kind == "f" and not np.array_equal(labels, values):
-        _refuse(
+        refuse(
             path,
             "values that are not whole numbers",
             "labels",
@@ -265,124 +236,7 @@ def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
     return labels
 
 
-def _header(path: Path) -> _Stored:
-    """Read and judge a header. Raises MaskError for what no CT's label map can have."""
-    with _reading(path):
-        with _open(path) as stream:
-            block = stream.read(nib.Nifti2Header.sizeof_hdr)
-        kinds = {nib.Nifti1Header.sizeof_hdr: nib.Nifti1Header, nib.Nifti2Header.sizeof_hdr: nib.Nifti2Header}
-        kind = next((kinds[n] for n in kinds for end in ("little", "big") if block[:4] == n.to_bytes(4, end)), None)
-        if kind is None:
-            _refuse(path, "a file that cannot be read (it does not begin as a NIfTI file does)", *_A_LABEL_MAP)
-        header = kind(block[: kind.sizeof_hdr], check=False)
-        header.check_fix(logger=_QUIET, error_level=40)
-        if bytes(header["magic"])[:2] != b"n+":
-            _refuse(path, "a header whose data are in another file (.hdr and .img)", *_A_LABEL_MAP)
-        shape = tuple(int(n) for n in header.get_data_shape())
-        while len(shape) > 3 and shape[-1] == 1:
-            shape = shape[:-1]
-        if len(shape) != 3 or min(shape) < 1:
-            _refuse(
-                path,
-                f"an array of shape {shape}",
-                "three axes",
-                "export one label map a study, not a time series or one channel a label.",
-            )
-        dtype = header.get_data_dtype()
-        if dtype.kind not in "uif" or dtype.itemsize > 8:
-            _refuse(
-                path,
-                f"values of type {header.get_value_label('datatype')}",
-                "whole numbers",
-                "export labels as integers.",
-            )
-        slope, intercept = header.get_slope_inter()
-        offset = int(header["vox_offset"]) or header.single_vox_offset
-        if not kind.sizeof_hdr <= offset <= _MAX_OFFSET:
-            _refuse(path, f"data that begin at byte {offset}", "data behind the header", *_A_LABEL_MAP[1:])
-        affine, qform = _affines(path, header)
-        scaling = None if slope is None or (slope, intercept) == (1, 0) else (slope, intercept)
-        return _Stored(shape, dtype, scaling, offset, affine, qform)
-
-
-def _affines(path: Path, header) -> tuple[np.ndarray, np.ndarray | None]:
-    """The affine that holds (the sform where there is one, as nibabel has it), and the qform beside it."""
-    sform, qform = (int(header[code]) for code in ("sform_code", "qform_code"))
-    if not sform and not qform:
-        _refuse(
-            path,
-            "no affine (the codes of qform and sform are both 0)",
-            "one that tells where the voxels lie",
-            "export the label map again with its geometry; without one it cannot be placed, only guessed.",
-        )
-    affine = header.get_sform() if sform else header.get_qform()
-    if not placement.is_invertible(affine):
-        _refuse(
-            path,
-            f"an affine that gives voxels no place of their own ({np.array2string(affine[:3], precision=3)})",
-            "three axes of finite length that point three ways",
-            "export the label map again with its geometry.",
-        )
-    beside = None
-    if sform and qform:
-        with contextlib.suppress(Exception):  # it is not used, so its faults are no reason to refuse
-            beside = header.get_qform()
-    return affine, beside if beside is not None and placement.is_invertible(beside) else None
-
-
-def _slabs(path: Path, stored: _Stored):
-    """Yield (first index, slab) along the last axis: the values of a few planes, in one buffer that is used again."""
-    n0, n1, n2 = stored.shape
-    many = max(1, min(n2, _SLAB_BYTES // (n0 * n1 * stored.dtype.itemsize)))
-    with _open(path) as stream:
-        if not isinstance(stream, gzip.GzipFile):
-            _check_length(path, os.fstat(stream.fileno()).st_size - stored.offset, stored)
-        stream.seek(stored.offset)
-        buffer = np.empty((many, n1, n0), stored.dtype)
-        for first in range(0, n2, many):
-            slab = buffer[: min(many, n2 - first)]
-            target, filled = memoryview(slab.view(np.uint8).reshape(-1)), 0
-            while filled < len(target):
-                count = stream.readinto(target[filled:])
-                if not count:
-                    _check_length(path, first * n0 * n1 * stored.dtype.itemsize + filled, stored)
-                filled += count
-            values = slab.astype(stored.value_type, copy=False).transpose(2, 1, 0)
-            yield first, values * stored.scaling[0] + stored.scaling[1] if stored.scaling else values
-        stream.read(2**20)  # at its end a compressed file is checked against the sum that it carries
-
-
-def _check_length(path: Path, found: int, stored: _Stored) -> None:
-    if found < stored.nbytes:
-        _refuse(
-            path,
-            f"a file that cannot be read (it is cut short: {max(0, found)} bytes of data)",
-            f"{stored.nbytes} bytes, as the header says",
-            "download it again.",
-        )
-
-
-def _open(path: Path):
-    if not path.is_file():  # a pipe would never end
-        found = "no such file" if not path.exists() else "something that is no file"
-        _refuse(path, found if not path.is_symlink() else "a link that leads to no file", *_A_LABEL_MAP)
-    with path.open("rb") as file:
-        compressed = file.read(2) == _GZIP
-    return gzip.open(path) if compressed else path.open("rb")
-
-
-@contextlib.contextmanager
-def _reading(path: Path):
-    try:
-        yield
-    except MaskError:
-        raise
-    except Exception as error:  # nibabel, zlib and the file system fail in many ways on damaged files
-        said = " ".join(str(error).split()) or type(error).__name__
-        _refuse(path, f"a file that cannot be read ({said})", *_A_LABEL_MAP, error)
-
-
-def _mismatch(path: Path, stored: _Stored, grid) -> GridMismatch:
+def _mismatch(path: Path, stored: StoredArray, grid) -> GridMismatch:
     what, remedy = placement.diagnose(stored.shape, stored.affine, grid)
     if stored.qform is not None and placement.match(stored.shape, stored.qform, grid) is not None:
         what += " (the qform of the same header does lie on the CT, its sform does not)"
@@ -392,10 +246,6 @@ def _mismatch(path: Path, stored: _Stored, grid) -> GridMismatch:
         expected="the CT's own grid in any axis order: " + describe_grid(grid.shape, grid.affine),
         remedy=remedy,
     )
-
-
-def _refuse(path: Path, found: str, expected: str, remedy: str, cause: Exception | None = None):
-    raise MaskError(path, found=found, expected=expected, remedy=remedy) from cause
 
 
 def _codes(affine: np.ndarray) -> str:

@@ -12,6 +12,7 @@ Form as described by the competition's data page; counts as in the published tab
 from __future__ import annotations
 
 import re
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
@@ -28,6 +29,50 @@ BOX_COLUMNS = ("x", "y", "width", "height", "slice_number")
 _SAFE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
 
 
+@dataclass(frozen=True, eq=False)
+class Tables:
+    """What the folder says without its images.
+
+    Attributes
+    ----------
+    labels, boxes : as in `RsnaDataset`
+    label_maps : ids named by the files in `segmentations/`, sorted; None where there is no such folder
+    """
+
+    labels: pd.DataFrame
+    boxes: pd.DataFrame
+    label_maps: tuple[str, ...] | None
+
+
+def read_tables(root) -> Tables:
+    """Read and check `train.csv` and `train_bounding_boxes.csv`; neither images nor label maps need to be there.
+
+    Raises
+    ------
+    DatasetError : a table is missing or does not have the expected form
+    StudyError : an id that could lead out of the folder
+    """
+    root = _existing(root)
+    labels = _read_labels(root / "train.csv")
+    boxes = _read_boxes(root / "train_bounding_boxes.csv", labels)
+    folder = root / "segmentations"
+    found = sorted(p.name.removesuffix(".nii") for p in folder.glob("[!.]*.nii")) if folder.is_dir() else None
+    return Tables(labels, boxes, None if found is None else tuple(found))
+
+
+def _existing(root) -> Path:
+    root = Path(root)
+    if not root.is_dir():
+        raise DatasetError(
+            root,
+            found="a file" if root.exists() else "no such folder",
+            expected="a folder in RSNA-2022 form",
+            remedy="name the folder that holds train.csv, or make the synthetic cohort with "
+            "`python -m cspine_utils.phantom --out data/phantom --studies 48 --seed 2022`.",
+        )
+    return root
+
+
 class RsnaDataset:
     """A folder in the form that Kaggle ships.
 
@@ -41,6 +86,7 @@ class RsnaDataset:
     labels : DataFrame, index = study, columns = `anatomy.TARGETS`, 0 or 1
     boxes : DataFrame, index = study (repeated), columns x, y, width, height in pixels and
         slice_number, the file number of the slice
+    label_maps : ids named by the files in `segmentations/`
 
     Raises
     ------
@@ -49,15 +95,7 @@ class RsnaDataset:
     """
 
     def __init__(self, root):
-        self.root = Path(root)
-        if not self.root.is_dir():
-            raise DatasetError(
-                self.root,
-                found="a file" if self.root.exists() else "no such folder",
-                expected="a folder in RSNA-2022 form",
-                remedy="name the folder that holds train.csv, or make the synthetic cohort with "
-                "`python -m cspine_utils.phantom --out data/phantom --studies 48 --seed 2022`.",
-            )
+        self.root = _existing(root)
         for name in ("train_images", "segmentations"):
             if not (self.root / name).is_dir():
                 raise DatasetError(
@@ -67,8 +105,8 @@ class RsnaDataset:
                     remedy="finish the download or unpack it fully; if there really are no label maps, "
                     "make an empty folder segmentations/.",
                 )
-        self.labels = self._read_labels()
-        self.boxes = self._read_boxes()
+        tables = read_tables(self.root)
+        self.labels, self.boxes, self.label_maps = tables.labels, tables.boxes, tables.label_maps
 
     @cached_property
     def studies(self) -> list[str]:
@@ -101,49 +139,49 @@ class RsnaDataset:
             )
         return study
 
-    def _read_labels(self) -> pd.DataFrame:
-        path = self.root / "train.csv"
-        table = _read_table(path, (STUDY_COLUMN, *TARGETS))
-        repeated = table.index[table.index.duplicated()]
-        if len(repeated):
-            raise DatasetError(
-                path,
-                found=f"study {repeated[0]} {int((table.index == repeated[0]).sum())} times",
-                expected="one row a study",
-                remedy="remove the repeated rows; two rows could put one patient on both sides of a split.",
-            )
-        table = _whole_numbers(path, table[list(TARGETS)], allowed=(0, 1))
-        inconsistent = table.index[table["patient_overall"] != table[list(LEVELS)].max(axis=1)]
-        if len(inconsistent):
-            raise DatasetError(
-                path,
-                found=f"study {inconsistent[0]} with patient_overall different from 'any of C1 ... C7'",
-                expected="patient_overall = 1 exactly where a level is 1, as in all 2,019 real rows",
-                remedy="check that the columns were not reordered or edited.",
-            )
-        return table
 
-    def _read_boxes(self) -> pd.DataFrame:
-        path = self.root / "train_bounding_boxes.csv"
-        table = _read_table(path, (STUDY_COLUMN, *BOX_COLUMNS))[list(BOX_COLUMNS)]
-        unknown = table.index.difference(self.labels.index)
-        if len(unknown):
-            raise DatasetError(
-                path,
-                found=f"boxes of study {unknown[0]}",
-                expected="boxes of studies that train.csv lists",
-                remedy="take both tables from the same download.",
-            )
-        numbers = table.apply(pd.to_numeric, errors="coerce")
-        if numbers.isna().any(axis=None):
-            row = numbers.isna().any(axis=1).to_numpy().argmax()
-            raise DatasetError(
-                path,
-                found=f"something other than a number in data row {row + 1}",
-                expected="numbers in " + ", ".join(BOX_COLUMNS),
-                remedy="take the table from a fresh download.",
-            )
-        return numbers.astype({"slice_number": int})
+def _read_labels(path: Path) -> pd.DataFrame:
+    table = _read_table(path, (STUDY_COLUMN, *TARGETS))
+    repeated = table.index[table.index.duplicated()]
+    if len(repeated):
+        raise DatasetError(
+            path,
+            found=f"study {repeated[0]} {int((table.index == repeated[0]).sum())} times",
+            expected="one row a study",
+            remedy="remove the repeated rows; two rows could put one patient on both sides of a split.",
+        )
+    table = _whole_numbers(path, table[list(TARGETS)], allowed=(0, 1))
+    inconsistent = table.index[table["patient_overall"] != table[list(LEVELS)].max(axis=1)]
+    if len(inconsistent):
+        raise DatasetError(
+            path,
+            found=f"study {inconsistent[0]} with patient_overall different from 'any of C1 ... C7'",
+            expected="patient_overall = 1 exactly where a level is 1, as in all 2,019 real rows",
+            remedy="check that the columns were not reordered or edited.",
+        )
+    return table
+
+
+def _read_boxes(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
+    table = _read_table(path, (STUDY_COLUMN, *BOX_COLUMNS))[list(BOX_COLUMNS)]
+    unknown = table.index.difference(labels.index)
+    if len(unknown):
+        raise DatasetError(
+            path,
+            found=f"boxes of study {unknown[0]}",
+            expected="boxes of studies that train.csv lists",
+            remedy="take both tables from the same download.",
+        )
+    numbers = table.apply(pd.to_numeric, errors="coerce")
+    if numbers.isna().any(axis=None):
+        row = numbers.isna().any(axis=1).to_numpy().argmax()
+        raise DatasetError(
+            path,
+            found=f"something other than a number in data row {row + 1}",
+            expected="numbers in " + ", ".join(BOX_COLUMNS),
+            remedy="take the table from a fresh download.",
+        )
+    return numbers.astype({"slice_number": int})
 
 
 def _read_table(path: Path, columns) -> pd.DataFrame:

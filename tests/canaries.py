@@ -88,9 +88,30 @@ CANARIES = [
     ),
     Canary(
         "one study on both sides of a split",
-        "cspine_utils/screening.py",
+        "cspine_utils/screening/splits.py",
         "if len(set(studies)) != len(studies):",
         "if False:",
+        "test_splits.py",
+    ),
+    Canary(
+        "the leakage gate takes a slice for a study",
+        "cspine_utils/screening/splits.py",
+        "        return item[0]",
+        "        return item",
+        "test_splits.py",
+    ),
+    Canary(
+        "a killed worker takes its study with it",
+        "cspine_utils/parallel.py",
+        "suspects += held",
+        "pass",
+        "test_parallel.py",
+    ),
+    Canary(
+        "a survey goes on with rows of files that changed",
+        "cspine_utils/journal.py",
+        "return value if found == mark else None",
+        "return value",
         "test_screening.py",
     ),
     Canary(

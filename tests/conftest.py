@@ -93,7 +93,7 @@ def write_series(
 
 def write_label_file(path: Path, mask: np.ndarray, volume: Volume, codes="LAS", dtype=np.uint16) -> Path:
     """A mask on the volume's grid, stored in another axis order; nibabel does the turning."""
-    image = nib.Nifti1Image(mask.astype(dtype), volume.affine)
+    image = nib.Nifti1Image(mask.astype(dtype), volume.affine, dtype=dtype)
     turn = nib.orientations.ornt_transform(
         nib.io_orientation(volume.affine), nib.orientations.axcodes2ornt(tuple(codes))
     )

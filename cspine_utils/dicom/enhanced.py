@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import pydicom
@@ -11,7 +10,7 @@ from cspine_utils.errors import SeriesError
 
 from .elements import Elements
 from .headers import SliceHeader, make_header
-from .thorough import read_by_pydicom
+from .thorough import quietly, read_by_pydicom
 
 #: More frames than any CT; a damaged header can say billions.
 MAX_FRAMES = 20_000
@@ -35,8 +34,7 @@ def read_headers(path: Path, read: Elements) -> list[SliceHeader]:
     dataset = read.dataset
     frames = read.values.get("NumberOfFrames", (1,))
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of the header
+        with quietly():
             shared = list(dataset.get("SharedFunctionalGroupsSequence") or [pydicom.Dataset()])[0]
             each = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
             if not frames or not 1 <= frames[0] <= MAX_FRAMES or len(each) != frames[0]:
@@ -46,7 +44,6 @@ def read_headers(path: Path, read: Elements) -> list[SliceHeader]:
                     expected="one description a frame",
                     remedy="the file is damaged: download it again, or leave it out.",
                 )
-            read = read._replace(dataset=None)  # thousands of headers should not keep it alive
             return [
                 make_header(
                     path,

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+from pydicom.config import IGNORE
 from pydicom.uid import UID
 
 from cspine_utils import codecs
@@ -80,7 +81,7 @@ class SliceHeader(NamedTuple):
     pixel_spacing_mm : between rows, between columns
     thickness_mm : SliceThickness, or None
     pixels : how values are stored
-    elements : where the pixels lie in the file
+    elements : where the pixels lie in the file; its values are not kept
     """
 
     path: Path
@@ -99,10 +100,10 @@ class SliceHeader(NamedTuple):
 
 
 class NoSlice(NamedTuple):
-    """A DICOM file that is no CT slice: why, and the (study, series) that it belongs to."""
+    """A DICOM file that is no CT slice: why, and the (study, series) that no CT slice may share with it."""
 
     reason: str
-    series: tuple[str, str]
+    series: tuple[str, str] | None
 
 
 def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | NoSlice:
@@ -119,8 +120,7 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | N
     reason = _no_slice(path, read)
     if reason:
         # Some scanners put the localizer into the series that is planned on it; nothing else may be in a CT series.
-        series = ("", "") if reason is _LOCALIZER else _series(read.values)
-        return NoSlice(reason, series)
+        return NoSlice(reason, None if reason is _LOCALIZER else _series(read.values))
     if _sop_class(read) in _ENHANCED_CT:
         from . import enhanced  # it needs this module
 
@@ -129,7 +129,7 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | N
     return [
         make_header(
             path,
-            read._replace(dataset=None),
+            read,
             position=_numbers(path, values, "ImagePositionPatient", 3),
             orientation=_numbers(path, values, "ImageOrientationPatient", 6),
             spacing=_numbers(path, values, "PixelSpacing", 2),
@@ -163,7 +163,7 @@ def make_header(
         path,
         frame,
         *_series(values),
-        UID(values["TransferSyntaxUID"]),
+        UID(values["TransferSyntaxUID"], IGNORE),
         rows,
         columns,
         position,
@@ -171,9 +171,9 @@ def make_header(
         spacing,
         thickness[0] if thickness and math.isfinite(thickness[0]) and thickness[0] > 0 else None,
         _pixel_format(path, values, slope, intercept),
-        read,
+        read._replace(values={}, dataset=None),
     )
-    _check(header)
+    _check(header, 1 if frame is None else int(values["NumberOfFrames"][0]))
     return header
 
 
@@ -193,7 +193,7 @@ def _no_slice(path: Path, read: Elements) -> str:
         return "a DICOMDIR, the table of contents of a disc"
     if sop_class.startswith(_SECONDARY_CAPTURE):
         return "a secondary capture: a picture of a screen or a form, no CT slice"
-    if not modality and sop_class and UID(sop_class).name == sop_class:
+    if not modality and sop_class and UID(sop_class, IGNORE).name == sop_class:
         raise damaged(path, "a SOP class that does not exist")
     if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
         return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
@@ -274,7 +274,7 @@ def _one(path: Path, keyword: str, numbers) -> float:
     return number
 
 
-def _check(header: SliceHeader) -> None:
+def _check(header: SliceHeader, frames: int) -> None:
     a, b, c, d, e, f = header.orientation
     lengths = a * a + b * b + c * c, d * d + e * e + f * f
     problem, remedy = None, "leave this file or series out."
@@ -287,12 +287,12 @@ def _check(header: SliceHeader) -> None:
     elif max(map(abs, header.position_mm)) > MAX_POSITION_MM:
         problem = f"ImagePositionPatient {[*header.position_mm]}", "a place within 100 m of the scanner"
     else:
-        problem, remedy = _missing_pixels(header)
+        problem, remedy = _missing_pixels(header, frames)
     if problem:
         raise SeriesError(header.path, found=problem[0], expected=problem[1], remedy=remedy)
 
 
-def _missing_pixels(header: SliceHeader):
+def _missing_pixels(header: SliceHeader, frames: int):
     """A file cut short betrays itself without a look at its pixels: too few bytes, or no end of the sequence."""
     read, syntax = header.elements, header.transfer_syntax
     cut = "the file is cut short: download it again."
@@ -307,7 +307,6 @@ def _missing_pixels(header: SliceHeader):
         if read.complete:
             return None, ""
         return ("a file that ends within its pixels", "the end mark of its compressed pixels"), cut
-    frames = read.values.get("NumberOfFrames", (1,))[0] if header.frame is not None else 1
     count = header.rows * header.columns * header.pixels.allocated // 8 * frames
     if read.pixels_bytes >= count and read.complete:
         return None, ""

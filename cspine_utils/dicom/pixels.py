@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -15,7 +14,7 @@ from cspine_utils.errors import SeriesError
 
 from .elements import DEFLATED, NATIVE_SYNTAXES
 from .headers import PixelFormat, SliceHeader
-from .thorough import open_within
+from .thorough import open_within, quietly
 from .walk import inflate
 
 #: HU of air, which is what lies outside the scanned circle.
@@ -103,12 +102,11 @@ def _stored(header: SliceHeader) -> np.ndarray:
     """Stored values `(rows, columns)` in the container of the header."""
     read, shape, container = header.elements, (header.rows, header.columns), _container(header.pixels)
     if not read.simple:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of the header
+        with quietly():
             with open_within(header.path) as file:
                 dataset = pydicom.dcmread(file, force=True)
             dataset.file_meta.TransferSyntaxUID = header.transfer_syntax
-            return pixel_array(dataset, raw=True, decoding_plugin=_plugin(header)).copy()
+            return pixel_array(dataset, raw=True, decoding_plugin=_plugin(header))
     with open(header.path, "rb", buffering=0) as file:
         if header.transfer_syntax in NATIVE_SYNTAXES and header.transfer_syntax != DEFLATED:
             return np.fromfile(file, container, header.rows * header.columns, offset=read.pixels_at).reshape(shape)
@@ -123,8 +121,7 @@ def _frames(headers):
     """Stored values of frames of one multi-frame file, one after the other."""
     frames = [header.frame for header in headers]
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with quietly():
             yield from iter_pixels(headers[0].path, indices=frames, raw=True, decoding_plugin=_plugin(headers[0]))
     except Exception as error:
         raise _undecodable(headers[0], error) from error
@@ -138,8 +135,8 @@ def _to_hu(stored: np.ndarray, pixels: PixelFormat, target: np.ndarray) -> None:
     """Rescale stored values into `target`. `stored` may be the very memory of `target`."""
     if stored.shape != target.shape:
         raise ValueError(f"{stored.shape} pixels, one grey value a pixel was expected")
-    if not stored.flags.writeable:
-        stored = stored.copy()
+    if not stored.flags.writeable or not stored.dtype.isnative:
+        stored = stored.astype(stored.dtype.newbyteorder("="))
     _fill_unused_bits(stored, pixels)
     outside = _padding(stored, pixels)
     slope, intercept = pixels.slope, pixels.intercept
@@ -189,20 +186,20 @@ def _undo_inversion(headers, slices: np.ndarray) -> None:
     """Put right what some writers of MONOCHROME1 did, in place.
 
     MONOCHROME1 asks a viewer to show low values white; it does not touch HU (PS3.3, C.7.6.3.1.2). Some writers turned
-    the stored values round as well. Every CT shows air around the patient: if it is there only after the values are
-    turned back, they were turned round.
+    the stored values round as well. Every CT shows air around the patient, and hardly anything below air or above
+    dense bone: if that holds only after the values are turned back, they were turned round.
     """
+    turned = [_turned(header.pixels, hu) for header, hu in zip(headers, slices, strict=True)]
+    if np.mean([_likeness(hu) for hu in turned]) > np.mean([_likeness(hu) for hu in slices]) + 0.05:
+        slices[:] = turned
 
-    def turned(header, hu):
-        pixels = header.pixels
-        ends = -1 if pixels.signed else 2**pixels.stored - 1  # lowest plus highest stored value
-        both = pixels.slope * ends + 2 * pixels.intercept
-        return np.clip(np.rint(both - hu.astype(np.float64)), _INT16.min, _INT16.max)
 
-    def share_of_air(hu):
-        return np.mean((hu > AIR_HU - 100) & (hu < AIR_HU + 150))
+def _turned(pixels: PixelFormat, hu: np.ndarray) -> np.ndarray:
+    ends = -1 if pixels.signed else 2**pixels.stored - 1  # lowest plus highest stored value
+    both = pixels.slope * ends + 2 * pixels.intercept
+    return np.clip(np.rint(both - hu.astype(np.float64)), _INT16.min, _INT16.max).astype(np.int16)
 
-    as_read = np.mean([share_of_air(hu) for hu in slices])
-    if np.mean([share_of_air(turned(h, hu)) for h, hu in zip(headers, slices, strict=True)]) > max(0.02, 4 * as_read):
-        for header, hu in zip(headers, slices, strict=True):
-            hu[:] = turned(header, hu)
+
+def _likeness(hu: np.ndarray) -> float:
+    """Share of voxels that look like air, less the share that no patient has."""
+    return float(np.mean((hu > -1100) & (hu < -850)) - np.mean((hu <= -1100) | (hu > 2800)))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import logging
 import math
 import os
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import pydicom
@@ -36,6 +38,19 @@ class _Within(io.BufferedReader):
         return super().read(left if size is None or size < 0 else min(size, left))
 
 
+@contextmanager
+def quietly():
+    """Keep back what pydicom warns and logs: it quotes values of the header, which may be a person's name."""
+    logger = logging.getLogger("pydicom")
+    before, logger.disabled = logger.disabled, True
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.disabled = before
+
+
 def open_within(path: Path) -> io.BufferedReader:
     """Open a file for pydicom."""
     return _Within(io.FileIO(path))
@@ -44,8 +59,7 @@ def open_within(path: Path) -> io.BufferedReader:
 def read_by_pydicom(path: Path) -> Elements:
     """The thorough way. Raises NotDicom or SeriesError."""
     try:
-        with open_within(path) as file, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # they quote values of the header, which may be a person's name
+        with open_within(path) as file, quietly():
             start = file.read(132)
             if start[128:] != b"DICM" and not _may_be_bare(start):
                 raise NotDicom

@@ -34,8 +34,10 @@ import numpy as np
 from tqdm import tqdm
 
 from cspine_utils.errors import ParameterError
+from cspine_utils.nifti import write_mask
+from cspine_utils.volume import Grid
 
-from .export import Storage, draw_storage, write_mask, write_series, write_truth
+from .export import Storage, draw_storage, write_series, write_truth
 from .rendering import render, render_pair
 from .study import Stage, StudyPlan, check_device, check_parameters, draw_plan, stream
 from .tables import write_tables, write_text
@@ -292,7 +294,7 @@ def _write_study(root: Path, plan: StudyPlan, storage: Storage, twins: bool, dev
     write_series(work / "images", rendered.hu, plan, storage)
     record["bytes"] = _total((work / "images").iterdir())
     if storage.has_mask:
-        write_mask(work / "mask.nii", rendered.labels, rendered.affine)
+        write_mask(work / "mask.nii", rendered.labels, Grid(rendered.labels.shape, rendered.affine))
     write_truth(work / "truth.npz", rendered, record)
     if intact is not None:
         write_truth(work / "twin.npz", intact, record | {"levels": [], "fractures": [], "boxes": []})

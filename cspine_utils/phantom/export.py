@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
-import nibabel as nib
 import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
@@ -139,25 +138,6 @@ def _header(plan: StudyPlan, storage: Storage) -> Dataset:
     ds.WindowCenter, ds.WindowWidth = 400, 1800
     ds.RescaleIntercept, ds.RescaleSlope, ds.RescaleType = storage.intercept, 1, "HU"
     return ds
-
-
-def write_mask(path: Path, labels: np.ndarray, affine: np.ndarray) -> None:
-    """Write a label map as real ones are stored: uint16, axes to Left, Anterior, Superior, not compressed.
-
-    Parameters
-    ----------
-    labels : uint8 `(d, h, w)`, head -> feet, front -> back, right -> left
-    affine : voxel (d, h, w) -> RAS+ mm
-    """
-    array = labels[::-1, ::-1].transpose(2, 1, 0).astype(np.uint16)
-    d, h, _ = labels.shape
-    to_volume = np.array([[0, 0, -1, d - 1], [0, -1, 0, h - 1], [1, 0, 0, 0], [0, 0, 0, 1]], dtype=float)
-    image = nib.Nifti1Image(array, affine @ to_volume)
-    image.set_sform(image.affine, code=1)
-    image.set_qform(image.affine, code=1)
-    image.header.set_xyzt_units("mm")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(image, path)
 
 
 def write_truth(path: Path, rendered: Rendered, record: dict) -> None:

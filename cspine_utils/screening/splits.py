@@ -1,0 +1,261 @@
+"""Studies dealt out to parts and folds: deterministic, with like shares of fractures, and no study on both sides.
+
+Splits are by study, since all slices of a study show the same patient and carry the same label.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from cspine_utils.anatomy import LEVELS
+from cspine_utils.errors import ParameterError
+
+from .cohort import usable
+
+#: Sizes of the students' project that this course grew from.
+_PROJECT = {"train": 70, "validation": 14, "test": 2}
+
+
+def check_disjoint(parts: Mapping[str, Iterable] | Iterable[Iterable], *, study_of: Callable | None = None) -> None:
+    """The leakage gate: no study may have items in two parts.
+
+    Parameters
+    ----------
+    parts : name -> items, or parts without names
+    study_of : the study of an item. By default an item is a study id, or a tuple that begins with one, such as
+        (study, slice).
+
+    Raises
+    ------
+    ParameterError : names the first study found in two parts, and the number of such studies
+    """
+    parts = dict(parts) if isinstance(parts, Mapping) else {f"part {i}": part for i, part in enumerate(parts)}
+    where: dict = {}
+    shared: dict = {}
+    for name, items in parts.items():
+        for study in {(study_of or _study_of)(item) for item in items}:
+            if where.setdefault(study, name) != name:
+                shared[study] = (where[study], name)
+    if shared:
+        study, (first, second) = min(shared.items(), key=lambda pair: str(pair[0]))
+        raise ParameterError(
+            "parts",
+            found=f"study {study} in {first} and in {second}" + _and_others(len(shared) - 1),
+            expected="all slices of a study in one part: they show one patient and carry one label",
+            remedy="split study ids first, and take the slices of each part afterwards.",
+        )
+
+
+def _and_others(count: int) -> str:
+    return f", and {count} more studies in two parts" if count else ""
+
+
+def _study_of(item):
+    if isinstance(item, tuple) and item and isinstance(item[0], str):
+        return item[0]
+    if isinstance(item, str):
+        return item
+    raise ParameterError(
+        "study_of",
+        found=f"an item {item!r}",
+        expected="study ids, or tuples that begin with one",
+        remedy="say whose item it is: study_of=lambda item: ...",
+    )
+
+
+def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np.random.Generator) -> dict:
+    """Deal studies out to named parts, each study to one part, with like shares of fractured studies.
+
+    Parameters
+    ----------
+    studies : ids, each once
+    labels : DataFrame indexed by study with the column `patient_overall`
+    sizes : part -> number of studies, e.g. {"train": 70, "validation": 14, "test": 2}; studies that are
+        left over are in no part
+
+    Returns
+    -------
+    dict part -> list of ids. Fractured and intact studies are shuffled apart and then interleaved in
+    proportion, so that each part gets its share of both.
+
+    Raises
+    ------
+    ParameterError : a study appears twice or has no labels, or the sizes ask for more studies than there are
+    """
+    studies = _checked_studies(studies, labels)
+    whole = all(isinstance(size, int | np.integer) and size >= 1 for size in sizes.values())
+    if not sizes or not whole or sum(sizes.values()) > len(studies):
+        raise ParameterError(
+            "sizes",
+            found=f"{sizes} for {len(studies)} studies",
+            expected=f"parts of at least one study that add up to at most {len(studies)}",
+            remedy="ask for smaller parts, or make a larger cohort.",
+        )
+    overall = labels.loc[studies, "patient_overall"].to_numpy()
+    place = np.empty(len(studies))
+    for value in (0, 1):
+        members = np.flatnonzero(overall == value)
+        # Members of each class sit evenly along 0 ... 1, so any run of the line holds both in proportion.
+        place[generator.permutation(members)] = (np.arange(len(members)) + generator.random()) / max(len(members), 1)
+    line = [studies[i] for i in np.argsort(place, kind="stable")]
+    parts, start = {}, 0
+    for part, size in sizes.items():
+        parts[part] = line[start : start + size]
+        start += size
+    check_disjoint(parts)
+    return parts
+
+
+def folds(studies, labels: pd.DataFrame, *, k: int, generator: np.random.Generator) -> list[dict]:
+    """Divide studies into k folds, each of which validates once what the others train.
+
+    Fractured studies, and all studies, differ by at most one between the folds. Within that, every level is spread
+    as evenly as it goes: the studies of the rarest level are dealt first, each to the fold that has the fewest of that
+    level; a tie is decided by the study's next rarest level and so on, and in the end by chance.
+
+    Parameters
+    ----------
+    studies : ids, each once
+    labels : DataFrame indexed by study with the columns `anatomy.TARGETS`
+    k : folds, from 2 to the number of studies
+
+    Returns
+    -------
+    list of k dicts {"train": ids, "validation": ids}, ids in the order of `studies`
+
+    Raises
+    ------
+    ParameterError : a study appears twice or has no labels, or k does not fit
+    """
+    studies = _checked_studies(studies, labels)
+    if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 2 <= k <= len(studies):
+        raise ParameterError(
+            "k",
+            found=f"{k!r} for {len(studies)} studies",
+            expected=f"a number of folds from 2 to {len(studies)}",
+            remedy="ask for fewer folds, or make a larger cohort.",
+        )
+    table = labels.loc[studies]
+    broken = table[list(LEVELS)].to_numpy().astype(bool)
+    group = table["patient_overall"].to_numpy().astype(int)
+    free = _room(int(group.sum()), len(studies), k)
+    has = np.zeros((k, len(LEVELS)), int)
+    fold_of = np.empty(len(studies), int)
+    rarity = np.argsort(broken.sum(axis=0), kind="stable")  # levels from the rarest on
+    shuffled = generator.permutation(len(studies))
+    for i in sorted(shuffled, key=lambda i: tuple(~broken[i, rarity])):  # who has the rarest level comes first
+        room, levels, lot = free[group[i]], rarity[broken[i, rarity]], generator.random(k)
+        best = min(np.flatnonzero(room), key=lambda fold: (*has[fold, levels], -room[fold], lot[fold]))
+        fold_of[i] = best
+        has[best] += broken[i]
+        room[best] -= 1
+    return _as_parts(studies, fold_of, k)
+
+
+def _room(fractured: int, studies: int, k: int) -> np.ndarray:
+    """How many (intact, fractured) studies each fold takes; each row, and their sum, differs by at most one."""
+    fold = np.arange(k)
+    broken = fractured // k + (fold < fractured % k)
+    return np.array([studies // k + (fold < studies % k) - broken, broken])
+
+
+def _as_parts(studies: list, fold_of: np.ndarray, k: int) -> list[dict]:
+    held_out = [[s for s, f in zip(studies, fold_of, strict=True) if f == fold] for fold in range(k)]
+    check_disjoint(held_out)
+    result = []
+    for own in held_out:
+        inside = set(own)
+        result.append({"train": [s for s in studies if s not in inside], "validation": own})
+        check_disjoint(result[-1])
+    return result
+
+
+@dataclass(frozen=True)
+class ReproductionSplit:
+    """The split of the students' project that this course grew from, on these studies.
+
+    Attributes
+    ----------
+    parts : "train", "validation", "test" -> ids
+    left_over : ids in no part
+    note : how it differs from the project's, and what it cannot show
+    """
+
+    parts: dict[str, list[str]]
+    left_over: list[str]
+    note: str
+
+
+def reproduction_split(studies, labels: pd.DataFrame, *, generator: np.random.Generator) -> ReproductionSplit:
+    """Studies with a label map -> 70 for training, 14 for validation, 2 for testing, as the students' project did.
+
+    Parameters
+    ----------
+    studies : a survey (its studies that are usable with a label map are taken), or ids, each once
+    labels : DataFrame indexed by study with the column `patient_overall`
+    generator : the same one gives the same split
+
+    Returns
+    -------
+    ReproductionSplit. From 86 studies on the sizes are 70, 14 and 2; what is more is left over, chosen by lot: 87 real
+    studies have a label map, the project used 86, and no reason is known. Fewer studies are divided in the same
+    proportions, with two for testing.
+
+    Raises
+    ------
+    ParameterError : a study appears twice or has no labels, or there are fewer than four
+    DatasetError : no study of the survey is usable with a label map
+    """
+    studies = usable(studies, with_mask=True) if isinstance(studies, pd.DataFrame) else studies
+    studies = _checked_studies(studies, labels)
+    wanted = sum(_PROJECT.values())
+    if len(studies) < 4:
+        raise ParameterError(
+            "studies",
+            found=f"{len(studies)} with a label map",
+            expected="at least four: two to test, one to validate and one to train on",
+            remedy="use a larger cohort.",
+        )
+    if len(studies) >= wanted:
+        sizes, note = dict(_PROJECT), "70, 14 and 2 studies, as in the students' project"
+    else:
+        validation = max(1, round(len(studies) * _PROJECT["validation"] / wanted))
+        sizes = {"train": len(studies) - validation - 2, "validation": validation, "test": 2}
+        note = (
+            f"{len(studies)} studies instead of {wanted}: {sizes['train']}, {validation} and 2 instead of 70, 14 and 2"
+        )
+    parts = split(studies, labels, sizes=sizes, generator=generator)
+    dealt = {study for part in parts.values() for study in part}
+    left_over = [study for study in studies if study not in dealt]
+    if left_over:
+        note += f"; {len(left_over)} left over, chosen by lot"
+    note += (
+        ". Two test studies show next to nothing: if both are right, the true rate lies between 16 and 100 % (95 %)."
+    )
+    return ReproductionSplit(parts, left_over, note)
+
+
+def _checked_studies(studies, labels: pd.DataFrame) -> list:
+    """The studies as a list. Raises ParameterError if one appears twice or has no labels."""
+    studies = list(studies)
+    if len(set(studies)) != len(studies):
+        twice = next(s for s in studies if studies.count(s) > 1)
+        raise ParameterError(
+            "studies",
+            found=f"study {twice} more than once",
+            expected="each study once, or one patient could be on both sides of the split",
+            remedy="pass study ids, not slices; remove repeats.",
+        )
+    unknown = [study for study in studies if study not in labels.index]
+    if unknown:
+        raise ParameterError(
+            "studies",
+            found=f"study {unknown[0]}, which has no labels",
+            expected="studies of the label table",
+            remedy="take them from dataset.studies.",
+        )
+    return studies

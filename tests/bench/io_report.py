@@ -1,0 +1,163 @@
+"""The tables of bench_io in Markdown, its targets judged, and where they go in README.md."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+
+from io_readers import HEADER_READERS, READERS
+
+README = Path(__file__).with_name("README.md")
+BEGIN, END = "<!-- bench_io: begin -->", "<!-- bench_io: end -->"
+PEERS = ("SimpleITK", "dicomsdl", "python-gdcm", "dcm2niix")
+BASE = ("pydicom", "imagecodecs", "numpy", "nibabel")
+
+
+def lines(contest) -> str:
+    """A contest as it ended, for the terminal."""
+    rows = [f"{contest.title} ({contest.files} files)"]
+    for name, seconds in contest.seconds.items():
+        peak = f"  peak {contest.peaks[name]:.2f} x" if name in contest.peaks else ""
+        rate = contest.files / contest.median(name)
+        row = f"  {name:<26} {contest.median(name):8.4f} s  {contest.ratio(name):7.2f} x  {rate:9,.0f} files/s{peak}"
+        rows.append(f"{row}  [{min(seconds):.4f} to {max(seconds):.4f}]")
+    return "\n".join(rows + [f"  {name}: {fault}" for name, fault in contest.faults.items()])
+
+
+def reading_table(contests) -> str:
+    """One row a reader: how many times as long as this package in each form, and peak memory."""
+    with_peaks = [contest for contest in contests if contest.peaks]
+    head = ["reader", *(contest.title for contest in contests), *(f"peak, {c.title}" for c in with_peaks)]
+    rows = []
+    for reader in READERS:
+        if not reader.is_installed:
+            rows.append([reader.name, "not installed"] + [""] * (len(head) - 2))
+            continue
+        cells = [_ratio(contest, reader.name) for contest in contests]
+        peaks = [f"{c.peaks[reader.name]:.2f}" if reader.name in c.peaks else "-" for c in with_peaks]
+        rows.append([reader.name, *cells, *peaks])
+    return _table(head, rows)
+
+
+def header_table(contests) -> str:
+    """One row a reader of headers: files a second, and how many times as long as this package."""
+    rows = []
+    for reader in HEADER_READERS:
+        if reader.is_installed:
+            rows.append([reader.name, *(_rate(contest, reader.name) for contest in contests)])
+        else:
+            rows.append([reader.name, "not installed"] + [""] * (len(contests) - 1))
+    known = {reader.name for reader in HEADER_READERS}
+    extra = dict.fromkeys(name for contest in contests for name in contest.seconds if name not in known)
+    rows += [[name, *(_rate(contest, name) for contest in contests)] for name in extra]
+    return _table(["headers only", *(contest.title for contest in contests)], rows)
+
+
+def targets(reading, headers) -> list[tuple[str, float, str, bool]]:
+    """(what, value, limit in words, met) of every target that could be judged here."""
+    judged = []
+    ours = READERS[0].name
+    for contest in (contest for contest in reading if not contest.title.startswith(("RLE", "JPEG-LS", "JPEG 2000"))):
+        for peer in ("SimpleITK, names given", "SimpleITK, finds names"):
+            if peer in contest.seconds:
+                value = contest.ratio(peer)
+                judged.append((f"{contest.title}: {peer}, times as long as ours", value, "at least 1.5", value >= 1.5))
+        if "dicomsdl, careful" in contest.seconds:
+            value = 1 / contest.ratio("dicomsdl, careful")
+            judged.append(
+                (f"{contest.title}: ours, times as long as dicomsdl, careful", value, "at most 2", value <= 2)
+            )
+        if contest.peaks:
+            value = contest.peaks[ours]
+            judged.append((f"{contest.title}: peak memory, times the volume", value, "at most 2.2", value <= 2.2))
+    for contest in headers:
+        if "gdcm.Scanner" in contest.seconds:
+            value = contest.ratio("gdcm.Scanner")
+            judged.append(
+                (f"headers, {contest.title}: gdcm.Scanner, times as long as ours", value, "at least 1", value >= 1)
+            )
+            if "screening.survey" in contest.seconds:
+                value /= contest.ratio("screening.survey")
+                what = f"headers, {contest.title}: gdcm.Scanner, times as long as screening.survey"
+                judged.append((what, value, "at least 1", value >= 1))
+    return judged
+
+
+def report(reading, headers, *, slices: int, repeats: int) -> str:
+    """Everything that a run found, in Markdown."""
+    today = datetime.date.today().isoformat()
+    parts = [
+        f"Measured on {today}, {_machine()}; {repeats} repeats, {slices} slices of 512 x 512. {_versions()}",
+        "How many times as long as this package (seconds in brackets), and peak memory as a multiple of the volume:",
+        reading_table(reading),
+        faults(reading),
+        _uses(READERS),
+        "Headers only, files a second (in brackets: how many times as long as this package in one process):",
+        header_table(headers),
+        faults(headers),
+        _uses(HEADER_READERS),
+        "Targets:",
+        _table(
+            ["what", "value", "target", ""],
+            [[what, f"{value:.2f}", limit, "met" if met else "**missed**"] for what, value, limit, met in
+             targets(reading, headers)],
+        ),
+    ]  # fmt: skip
+    return "\n\n".join(part for part in parts if part)
+
+
+def faults(contests) -> str:
+    """A sentence for every reader whose result was not what was written."""
+    found = [f"{name} on {contest.title}: {fault}" for contest in contests for name, fault in contest.faults.items()]
+    return "Not equal to what was written: " + "; ".join(found) + "." if found else "All values equal what was written."
+
+
+def into_readme(text: str) -> None:
+    """Replace what stands between the two markers of README.md."""
+    old = README.read_text()
+    before, rest = old.split(BEGIN)
+    after = rest.split(END)[1]
+    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+
+
+def _ratio(contest, name: str) -> str:
+    if name not in contest.seconds:
+        return "cannot"
+    mark = " (wrong)" if name in contest.faults else ""
+    if name == next(iter(contest.seconds)):
+        return f"1 ({contest.median(name):.3f} s){mark}"
+    return f"{contest.ratio(name):.2f}{mark}"
+
+
+def _rate(contest, name: str) -> str:
+    if name not in contest.seconds:
+        return "-"
+    mark = ", wrong" if name in contest.faults else ""
+    return f"{contest.files / contest.median(name):,.0f} ({contest.ratio(name):.2f}{mark})"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    ruler = "|".join(["---"] + ["---:"] * (len(head) - 1))
+    return "\n".join([f"| {' | '.join(head)} |", f"|{ruler}|", *(f"| {' | '.join(row)} |" for row in rows)])
+
+
+def _uses(readers) -> str:
+    return "What each does: " + "; ".join(f"{r.name}: {r.uses}" for r in readers if r.is_installed) + "."
+
+
+def _machine() -> str:
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} logical cores for everybody ({platform.machine()}, {platform.system()})"
+
+
+def _versions() -> str:
+    named = [f"Python {platform.python_version()}"]
+    for package in BASE + PEERS:
+        try:
+            named.append(f"{package} {importlib.metadata.version(package)}")
+        except importlib.metadata.PackageNotFoundError:
+            named.append(f"{package} not installed")
+    return ", ".join(named) + "."
