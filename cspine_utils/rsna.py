@@ -11,6 +11,7 @@ Form as described by the competition's data page; counts as in the published tab
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,10 @@ BOX_COLUMNS = ("x", "y", "width", "height", "slice_number")
 # Letters, digits, dot, minus and underscore, first a letter or digit: such a name has no separator
 # and is never "..", so joining it to a folder cannot lead out of that folder.
 _SAFE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
+#: A table whose first line is longer is none of ours (pandas takes minutes and gigabytes for a million columns).
+_LONGEST_FIRST_LINE = 65_536
+#: Slices are counted in thousands, pixels too; a damaged cell can hold any number.
+_LARGEST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,22 +60,54 @@ def read_tables(root) -> Tables:
     root = _existing(root)
     labels = _read_labels(root / "train.csv")
     boxes = _read_boxes(root / "train_bounding_boxes.csv", labels)
-    folder = root / "segmentations"
-    found = sorted(p.name.removesuffix(".nii") for p in folder.glob("[!.]*.nii")) if folder.is_dir() else None
-    return Tables(labels, boxes, None if found is None else tuple(found))
+    return Tables(labels, boxes, _label_maps(root / "segmentations"))
+
+
+def _label_maps(folder: Path) -> tuple[str, ...] | None:
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except OSError as error:
+        raise DatasetError(
+            folder,
+            found=_why_no_folder(folder),
+            expected="a folder that can be listed",
+            remedy="check its permissions: without them every study would seem to have no label map.",
+        ) from error
+    return tuple(sorted(n.removesuffix(".nii") for n in names if n.endswith(".nii") and not n.startswith(".")))
 
 
 def _existing(root) -> Path:
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise DatasetError(
             root,
-            found="a file" if root.exists() else "no such folder",
+            found=_why_no_folder(root),
             expected="a folder in RSNA-2022 form",
             remedy="name the folder that holds train.csv, or make the synthetic cohort with "
             "`python -m cspine_utils.phantom --out data/phantom --studies 48 --seed 2022`.",
         )
     return root
+
+
+def _why_no_folder(path: Path) -> str:
+    """What stands in the way of reading a folder. (`Path.is_dir` raises below a folder that may not be entered.)"""
+    try:
+        os.listdir(path)
+    except NotADirectoryError:
+        return "a file"
+    except FileNotFoundError:
+        return "no such folder"
+    except OSError as error:
+        return f"a folder that cannot be read ({error.strerror})"
+    return "a folder"
+
+
+def _short(value) -> str:
+    """A value as messages quote it: a damaged cell can hold a megabyte."""
+    text = str(value)
+    return text if len(text) <= 60 else text[:60] + f"... ({len(text)} characters)"
 
 
 class RsnaDataset:
@@ -97,10 +134,10 @@ class RsnaDataset:
     def __init__(self, root):
         self.root = _existing(root)
         for name in ("train_images", "segmentations"):
-            if not (self.root / name).is_dir():
+            if not os.path.isdir(self.root / name):
                 raise DatasetError(
                     self.root / name,
-                    found="no such folder",
+                    found=_why_no_folder(self.root / name),
                     expected=f"the folder {name}/ of the RSNA-2022 form",
                     remedy="finish the download or unpack it fully; if there really are no label maps, "
                     "make an empty folder segmentations/.",
@@ -115,10 +152,10 @@ class RsnaDataset:
     def series_dir(self, study: str) -> Path:
         """The folder of the study's DICOM files. It exists."""
         folder = self.root / "train_images" / self._known(study)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise StudyError(
                 folder,
-                found="no such folder",
+                found=_why_no_folder(folder),
                 expected=f"the DICOM files of study {study}, which train.csv lists",
                 remedy="download this study, or leave it out: a cohort run lists it and goes on.",
             )
@@ -127,13 +164,13 @@ class RsnaDataset:
     def mask_path(self, study: str) -> Path | None:
         """The study's label map, or None where there is none."""
         path = self.root / "segmentations" / f"{self._known(study)}.nii"
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None
 
     def _known(self, study: str) -> str:
         if study not in self.labels.index:
             raise StudyError(
                 self.root / "train.csv",
-                found=f"no study {study!r}",
+                found=f"no study {_short(study)!r}",
                 expected=f"one of its {len(self.labels)} studies",
                 remedy="take an id from dataset.studies.",
             )
@@ -173,12 +210,14 @@ def _read_boxes(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
             remedy="take both tables from the same download.",
         )
     numbers = table.apply(pd.to_numeric, errors="coerce")
-    if numbers.isna().any(axis=None):
-        row = numbers.isna().any(axis=1).to_numpy().argmax()
+    wrong = ~(numbers.abs() < _LARGEST)  # written so that what is no number is wrong, too
+    wrong["slice_number"] |= (numbers["slice_number"] < 0) | (numbers["slice_number"] % 1 != 0)
+    if wrong.any(axis=None):
+        row = wrong.any(axis=1).to_numpy().argmax()
         raise DatasetError(
             path,
-            found=f"something other than a number in data row {row + 1}",
-            expected="numbers in " + ", ".join(BOX_COLUMNS),
+            found=f"{_short(table.iloc[row].to_dict())} in data row {row + 1}",
+            expected=f"numbers below {_LARGEST:,.0f} in {', '.join(BOX_COLUMNS)}, the last of them whole",
             remedy="take the table from a fresh download.",
         )
     return numbers.astype({"slice_number": int})
@@ -186,7 +225,7 @@ def _read_boxes(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
 
 def _read_table(path: Path, columns) -> pd.DataFrame:
     """Read a CSV, check its columns and study ids, index it by study."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(
             path,
             found="no such file",
@@ -194,11 +233,15 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
             remedy="name the folder that Kaggle's archive unpacks to; this file lies at its top.",
         )
     try:
-        table = pd.read_csv(path, dtype={STUDY_COLUMN: str})
+        with open(path, "rb") as file:
+            start = file.read(_LONGEST_FIRST_LINE)
+        if len(start) == _LONGEST_FIRST_LINE and b"\n" not in start:
+            raise ValueError(f"no line ends within its first {len(start)} bytes")
+        table = pd.read_csv(path, dtype=str)
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise DatasetError(
             path,
-            found=f"a file that is no CSV table ({error})",
+            found=f"a file that is no CSV table ({_short(error)})",
             expected=f"columns {', '.join(columns)}",
             remedy="take the table from a fresh download.",
         ) from error
@@ -206,7 +249,7 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
     if missing:
         raise DatasetError(
             path,
-            found=f"no column {', '.join(missing)} (columns: {', '.join(map(str, table.columns))})",
+            found=f"no column {', '.join(missing)} (columns: {_short(', '.join(map(str, table.columns)))})",
             expected=f"columns {', '.join(columns)}",
             remedy="take the table from a fresh download, or rename its columns.",
         )
@@ -214,7 +257,7 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
         if not isinstance(study, str) or not _SAFE_ID.fullmatch(study):
             raise StudyError(
                 path,
-                found=f"the study id {study!r}",
+                found=f"the study id {_short(study)!r}",
                 expected="letters, digits, '.', '-' and '_' only, so that no id can lead out of the folder",
                 remedy="correct the id in the table.",
             )
@@ -229,7 +272,7 @@ def _whole_numbers(path: Path, table: pd.DataFrame, allowed) -> pd.DataFrame:
         study = wrong[column].idxmax()
         raise DatasetError(
             path,
-            found=f"the value {table.loc[study, column]} for study {study}, column {column}",
+            found=f"the value {_short(table.loc[study, column])} for study {study}, column {column}",
             expected=" or ".join(map(str, allowed)),
             remedy="correct the cell; a study without a label cannot be used for training.",
         )
