@@ -11,6 +11,7 @@ Form as described by the competition's data page; counts as in the published tab
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from dataclasses import dataclass
@@ -20,18 +21,17 @@ from pathlib import Path
 import pandas as pd
 
 from cspine_utils.anatomy import LEVELS, TARGETS
-from cspine_utils.errors import DatasetError, StudyError
+from cspine_utils.errors import DatasetError, StudyError, brief
 
 STUDY_COLUMN = "StudyInstanceUID"
 BOX_COLUMNS = ("x", "y", "width", "height", "slice_number")
 
+#: The first line of a table is short; a damaged file may be one endless line.
+_LONGEST_HEADING = 65_536
+
 # Letters, digits, dot, minus and underscore, first a letter or digit: such a name has no separator
 # and is never "..", so joining it to a folder cannot lead out of that folder.
 _SAFE_ID = re.compile(r"[0-9A-Za-z][0-9A-Za-z._-]{0,127}")
-#: A table whose first line is longer is none of ours (pandas takes minutes and gigabytes for a million columns).
-_LONGEST_FIRST_LINE = 65_536
-#: Slices are counted in thousands, pixels too; a damaged cell can hold any number.
-_LARGEST = 1e6
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,54 +60,22 @@ def read_tables(root) -> Tables:
     root = _existing(root)
     labels = _read_labels(root / "train.csv")
     boxes = _read_boxes(root / "train_bounding_boxes.csv", labels)
-    return Tables(labels, boxes, _label_maps(root / "segmentations"))
-
-
-def _label_maps(folder: Path) -> tuple[str, ...] | None:
-    try:
-        names = os.listdir(folder)
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise DatasetError(
-            folder,
-            found=_why_no_folder(folder),
-            expected="a folder that can be listed",
-            remedy="check its permissions: without them every study would seem to have no label map.",
-        ) from error
-    return tuple(sorted(n.removesuffix(".nii") for n in names if n.endswith(".nii") and not n.startswith(".")))
+    folder = root / "segmentations"
+    found = sorted(p.name.removesuffix(".nii") for p in folder.glob("[!.]*.nii")) if os.path.isdir(folder) else None
+    return Tables(labels, boxes, None if found is None else tuple(found))
 
 
 def _existing(root) -> Path:
     root = Path(root)
-    if not os.path.isdir(root):
+    if not os.path.isdir(root):  # Path.is_dir would raise where a parent may not be entered
         raise DatasetError(
             root,
-            found=_why_no_folder(root),
+            found="a file" if os.path.exists(root) else "no such folder",
             expected="a folder in RSNA-2022 form",
             remedy="name the folder that holds train.csv, or make the synthetic cohort with "
             "`python -m cspine_utils.phantom --out data/phantom --studies 48 --seed 2022`.",
         )
     return root
-
-
-def _why_no_folder(path: Path) -> str:
-    """What stands in the way of reading a folder. (`Path.is_dir` raises below a folder that may not be entered.)"""
-    try:
-        os.listdir(path)
-    except NotADirectoryError:
-        return "a file"
-    except FileNotFoundError:
-        return "no such folder"
-    except OSError as error:
-        return f"a folder that cannot be read ({error.strerror})"
-    return "a folder"
-
-
-def _short(value) -> str:
-    """A value as messages quote it: a damaged cell can hold a megabyte."""
-    text = str(value)
-    return text if len(text) <= 60 else text[:60] + f"... ({len(text)} characters)"
 
 
 class RsnaDataset:
@@ -137,7 +105,7 @@ class RsnaDataset:
             if not os.path.isdir(self.root / name):
                 raise DatasetError(
                     self.root / name,
-                    found=_why_no_folder(self.root / name),
+                    found="no such folder",
                     expected=f"the folder {name}/ of the RSNA-2022 form",
                     remedy="finish the download or unpack it fully; if there really are no label maps, "
                     "make an empty folder segmentations/.",
@@ -155,7 +123,7 @@ class RsnaDataset:
         if not os.path.isdir(folder):
             raise StudyError(
                 folder,
-                found=_why_no_folder(folder),
+                found="no such folder",
                 expected=f"the DICOM files of study {study}, which train.csv lists",
                 remedy="download this study, or leave it out: a cohort run lists it and goes on.",
             )
@@ -170,7 +138,7 @@ class RsnaDataset:
         if study not in self.labels.index:
             raise StudyError(
                 self.root / "train.csv",
-                found=f"no study {_short(study)!r}",
+                found=f"no study {brief(repr(study))}",
                 expected=f"one of its {len(self.labels)} studies",
                 remedy="take an id from dataset.studies.",
             )
@@ -209,18 +177,29 @@ def _read_boxes(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
             expected="boxes of studies that train.csv lists",
             remedy="take both tables from the same download.",
         )
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    wrong = ~(numbers.abs() < _LARGEST)  # written so that what is no number is wrong, too
-    wrong["slice_number"] |= (numbers["slice_number"] < 0) | (numbers["slice_number"] % 1 != 0)
-    if wrong.any(axis=None):
-        row = wrong.any(axis=1).to_numpy().argmax()
+    numbers = table.map(_number)
+    number, at_least = numbers["slice_number"], {"x": 0, "y": 0, "width": 0, "height": 0, "slice_number": 0}
+    # Comparisons written so that NaN fails, too. (Ten real studies count their files from a number other than 1.)
+    right = (numbers >= pd.Series(at_least)) & (numbers < 1e6)
+    right["slice_number"] &= number == number.round()
+    if not right.all(axis=None):
+        row = (~right).any(axis=1).to_numpy().argmax()
+        column = right.columns[(~right).iloc[row].to_numpy().argmax()]
         raise DatasetError(
             path,
-            found=f"{_short(table.iloc[row].to_dict())} in data row {row + 1}",
-            expected=f"numbers below {_LARGEST:,.0f} in {', '.join(BOX_COLUMNS)}, the last of them whole",
+            found=f"{column} {brief(table.iloc[row][column])!r} in data row {row + 1}",
+            expected="numbers from 0 up in " + ", ".join(BOX_COLUMNS) + ", the last a whole one",
             remedy="take the table from a fresh download.",
         )
     return numbers.astype({"slice_number": int})
+
+
+def _number(text) -> float:
+    """A cell as a number; NaN for anything else."""
+    try:
+        return float(text)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def _read_table(path: Path, columns) -> pd.DataFrame:
@@ -234,14 +213,13 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
         )
     try:
         with open(path, "rb") as file:
-            start = file.read(_LONGEST_FIRST_LINE)
-        if len(start) == _LONGEST_FIRST_LINE and b"\n" not in start:
-            raise ValueError(f"no line ends within its first {len(start)} bytes")
+            if len(file.readline(_LONGEST_HEADING + 1)) > _LONGEST_HEADING:
+                raise ValueError(f"its first line has more than {_LONGEST_HEADING} bytes")
         table = pd.read_csv(path, dtype=str)
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise DatasetError(
             path,
-            found=f"a file that is no CSV table ({_short(error)})",
+            found=f"a file that is no CSV table ({brief(error)})",
             expected=f"columns {', '.join(columns)}",
             remedy="take the table from a fresh download.",
         ) from error
@@ -249,7 +227,7 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
     if missing:
         raise DatasetError(
             path,
-            found=f"no column {', '.join(missing)} (columns: {_short(', '.join(map(str, table.columns)))})",
+            found=f"no column {', '.join(missing)} (columns: {brief(', '.join(map(str, table.columns)), 200)})",
             expected=f"columns {', '.join(columns)}",
             remedy="take the table from a fresh download, or rename its columns.",
         )
@@ -257,7 +235,7 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
         if not isinstance(study, str) or not _SAFE_ID.fullmatch(study):
             raise StudyError(
                 path,
-                found=f"the study id {_short(study)!r}",
+                found=f"the study id {brief(repr(study))}",
                 expected="letters, digits, '.', '-' and '_' only, so that no id can lead out of the folder",
                 remedy="correct the id in the table.",
             )
@@ -265,14 +243,14 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
 
 
 def _whole_numbers(path: Path, table: pd.DataFrame, allowed) -> pd.DataFrame:
-    numbers = table.apply(pd.to_numeric, errors="coerce")
+    numbers = table.map(_number)
     wrong = ~numbers.isin(allowed)
     if wrong.any(axis=None):
         column = wrong.any().idxmax()
         study = wrong[column].idxmax()
         raise DatasetError(
             path,
-            found=f"the value {_short(table.loc[study, column])} for study {study}, column {column}",
+            found=f"the value {brief(table.loc[study, column])} for study {study}, column {column}",
             expected=" or ".join(map(str, allowed)),
             remedy="correct the cell; a study without a label cannot be used for training.",
         )

@@ -94,7 +94,8 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
         many = client is None and len(jobs) >= _PAYS_FROM
         workers = min(parallel.processors(), _MOST_PROCESSES) if many else 0
     rows = {}
-    for (job, _), result in parallel.each(_marked, [(job, look) for job in jobs], workers=workers, client=client):
+    tasks = [(job, look, journal is not None) for job in jobs]
+    for (job, *_), result in parallel.each(_marked, tasks, workers=workers, client=client):
         if isinstance(result, parallel.Failure):
             row = without_ct(job, f"{job.folder}: {result.reason}. What to do: look at this study by itself.")
         else:
@@ -106,9 +107,9 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
     return rows
 
 
-def _marked(task: tuple[Job, Callable]) -> tuple[str, dict]:
-    job, look = task
-    mark = _mark(job)  # first: what changes while it is read must not pass for what was read
+def _marked(task: tuple[Job, Callable, bool]) -> tuple[str, dict]:
+    job, look, wanted = task
+    mark = _mark(job) if wanted else ""  # first: what changes while it is read must not pass for what was read
     return mark, look(job)
 
 
