@@ -115,7 +115,7 @@ def write_hollow_series(folder: Path, form: Form, *, slices: int, size: int, stu
     dataset = _header(form, size, study_uid)
     for index in range(slices):
         path = folder / f"{index + 1}.dcm"
-        _place(dataset, index)
+        _place(dataset, index, form.thin)
         dataset.PixelData = b""
         pydicom.dcmwrite(path, dataset, enforce_file_format=True)
         count = 2 * size * size
@@ -140,7 +140,7 @@ def write_hollow_cohort(root: Path, *, studies: int, slices: int, size: int) -> 
 
 def _write_slice(folder: Path, dataset: FileDataset, form: Form, index: int, slices: int, size: int) -> Path:
     pixels = neck_slice(index, slices, size)
-    _place(dataset, index)
+    _place(dataset, index, form.thin)
     dataset.PixelData = _encoded(pixels, form.syntax)
     dataset["PixelData"].is_undefined_length = form.syntax.is_encapsulated
     path = folder / f"{index + 1}.dcm"
@@ -195,13 +195,25 @@ def _rle_encoded(pixels: np.ndarray) -> bytes:
     return np.array([2, *starts] + [0] * 13, "<u4").tobytes() + b"".join(segments)
 
 
-def _place(dataset: FileDataset, index: int) -> None:
-    """What differs from slice to slice: number, name, position."""
+def _place(dataset: FileDataset, index: int, thin: bool) -> None:
+    """What differs from slice to slice: number, name and position; from a scanner also dose and time.
+
+    Their texts differ in length as well, so that what follows lies elsewhere in each file, as in real series.
+    """
     z = height_mm(index + 1)
     dataset.InstanceNumber = index + 1
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{SERIES_UID}.{index + 1}"
     dataset.ImagePositionPatient = [-118.5, -201.25, z]
+    if thin:
+        return
+    current = round(160 + 120 * np.sin(index / 9))  # 40 to 280 mA: the shoulders need more than the neck
+    seconds = 0.021 * index
     dataset.SliceLocation = z
+    dataset.XRayTubeCurrent, dataset.Exposure = current, current // 2
+    dataset.AcquisitionTime, dataset.ContentTime = (f"1200{start + seconds:09.6f}" for start in (10, 15))
+    dataset.LargestImagePixelValue = 2000 + 7 * index
+    dataset[0x0019, 0x1091].value = f"{1.75 * (index % 40):.4f}"
+    dataset[0x0029, 0x1010].value = bytes((index + n) % 256 for n in range(1280))
 
 
 def _header(form: Form, size: int, study_uid: str) -> FileDataset:

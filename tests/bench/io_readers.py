@@ -194,7 +194,11 @@ READERS = (
         values=sitk_values,
     ),
     Reader(
-        "SimpleITK, finds names", sitk_finding, "the same, after GetGDCMSeriesFileNames", "SimpleITK", values=sitk_values
+        "SimpleITK, finds names",
+        sitk_finding,
+        "the same, after GetGDCMSeriesFileNames",
+        "SimpleITK",
+        values=sitk_values,
     ),
     Reader("dicomsdl, careful", dicomsdl_careful, "one thread (holds the GIL); sorted, HU in int16", "dicomsdl"),
     Reader(
