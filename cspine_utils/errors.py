@@ -33,6 +33,12 @@ def _rebuild(kind, where, found, expected, remedy):
     return kind(where, found=found, expected=expected, remedy=remedy)
 
 
+def brief(value, length: int = 80) -> str:
+    """What a file says, cut to a length that a message can hold."""
+    text = str(value)
+    return text if len(text) <= length else f"{text[:length]}... ({len(text)} characters)"
+
+
 class DatasetError(CSpineError):
     """The RSNA-2022 folder or one of its tables does not have the expected form."""
 

@@ -11,6 +11,8 @@ Form as described by the competition's data page; counts as in the published tab
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,10 +21,13 @@ from pathlib import Path
 import pandas as pd
 
 from cspine_utils.anatomy import LEVELS, TARGETS
-from cspine_utils.errors import DatasetError, StudyError
+from cspine_utils.errors import DatasetError, StudyError, brief
 
 STUDY_COLUMN = "StudyInstanceUID"
 BOX_COLUMNS = ("x", "y", "width", "height", "slice_number")
+
+#: The first line of a table is short; a damaged file may be one endless line.
+_LONGEST_HEADING = 65_536
 
 # Letters, digits, dot, minus and underscore, first a letter or digit: such a name has no separator
 # and is never "..", so joining it to a folder cannot lead out of that folder.
@@ -56,16 +61,16 @@ def read_tables(root) -> Tables:
     labels = _read_labels(root / "train.csv")
     boxes = _read_boxes(root / "train_bounding_boxes.csv", labels)
     folder = root / "segmentations"
-    found = sorted(p.name.removesuffix(".nii") for p in folder.glob("[!.]*.nii")) if folder.is_dir() else None
+    found = sorted(p.name.removesuffix(".nii") for p in folder.glob("[!.]*.nii")) if os.path.isdir(folder) else None
     return Tables(labels, boxes, None if found is None else tuple(found))
 
 
 def _existing(root) -> Path:
     root = Path(root)
-    if not root.is_dir():
+    if not os.path.isdir(root):  # Path.is_dir would raise where a parent may not be entered
         raise DatasetError(
             root,
-            found="a file" if root.exists() else "no such folder",
+            found="a file" if os.path.exists(root) else "no such folder",
             expected="a folder in RSNA-2022 form",
             remedy="name the folder that holds train.csv, or make the synthetic cohort with "
             "`python -m cspine_utils.phantom --out data/phantom --studies 48 --seed 2022`.",
@@ -97,7 +102,7 @@ class RsnaDataset:
     def __init__(self, root):
         self.root = _existing(root)
         for name in ("train_images", "segmentations"):
-            if not (self.root / name).is_dir():
+            if not os.path.isdir(self.root / name):
                 raise DatasetError(
                     self.root / name,
                     found="no such folder",
@@ -115,7 +120,7 @@ class RsnaDataset:
     def series_dir(self, study: str) -> Path:
         """The folder of the study's DICOM files. It exists."""
         folder = self.root / "train_images" / self._known(study)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise StudyError(
                 folder,
                 found="no such folder",
@@ -127,13 +132,13 @@ class RsnaDataset:
     def mask_path(self, study: str) -> Path | None:
         """The study's label map, or None where there is none."""
         path = self.root / "segmentations" / f"{self._known(study)}.nii"
-        return path if path.is_file() else None
+        return path if os.path.isfile(path) else None
 
     def _known(self, study: str) -> str:
         if study not in self.labels.index:
             raise StudyError(
                 self.root / "train.csv",
-                found=f"no study {study!r}",
+                found=f"no study {brief(repr(study))}",
                 expected=f"one of its {len(self.labels)} studies",
                 remedy="take an id from dataset.studies.",
             )
@@ -172,21 +177,34 @@ def _read_boxes(path: Path, labels: pd.DataFrame) -> pd.DataFrame:
             expected="boxes of studies that train.csv lists",
             remedy="take both tables from the same download.",
         )
-    numbers = table.apply(pd.to_numeric, errors="coerce")
-    if numbers.isna().any(axis=None):
-        row = numbers.isna().any(axis=1).to_numpy().argmax()
+    numbers = table.map(_number)
+    number, at_least = numbers["slice_number"], {"x": 0, "y": 0, "width": 0, "height": 0, "slice_number": 0}
+    # Comparisons written so that NaN fails, too. (Ten real studies count their files from a number other than 1.)
+    right = (numbers >= pd.Series(at_least)) & (numbers < 1e6)
+    right["slice_number"] &= number == number.round()
+    if not right.all(axis=None):
+        row = (~right).any(axis=1).to_numpy().argmax()
+        column = right.columns[(~right).iloc[row].to_numpy().argmax()]
         raise DatasetError(
             path,
-            found=f"something other than a number in data row {row + 1}",
-            expected="numbers in " + ", ".join(BOX_COLUMNS),
+            found=f"{column} {brief(table.iloc[row][column])!r} in data row {row + 1}",
+            expected="numbers from 0 up in " + ", ".join(BOX_COLUMNS) + ", the last a whole one",
             remedy="take the table from a fresh download.",
         )
     return numbers.astype({"slice_number": int})
 
 
+def _number(text) -> float:
+    """A cell as a number; NaN for anything else."""
+    try:
+        return float(text)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
+
+
 def _read_table(path: Path, columns) -> pd.DataFrame:
     """Read a CSV, check its columns and study ids, index it by study."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DatasetError(
             path,
             found="no such file",
@@ -194,11 +212,14 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
             remedy="name the folder that Kaggle's archive unpacks to; this file lies at its top.",
         )
     try:
-        table = pd.read_csv(path, dtype={STUDY_COLUMN: str})
+        with open(path, "rb") as file:
+            if len(file.readline(_LONGEST_HEADING + 1)) > _LONGEST_HEADING:
+                raise ValueError(f"its first line has more than {_LONGEST_HEADING} bytes")
+        table = pd.read_csv(path, dtype=str)
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
         raise DatasetError(
             path,
-            found=f"a file that is no CSV table ({error})",
+            found=f"a file that is no CSV table ({brief(error)})",
             expected=f"columns {', '.join(columns)}",
             remedy="take the table from a fresh download.",
         ) from error
@@ -206,7 +227,7 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
     if missing:
         raise DatasetError(
             path,
-            found=f"no column {', '.join(missing)} (columns: {', '.join(map(str, table.columns))})",
+            found=f"no column {', '.join(missing)} (columns: {brief(', '.join(map(str, table.columns)), 200)})",
             expected=f"columns {', '.join(columns)}",
             remedy="take the table from a fresh download, or rename its columns.",
         )
@@ -214,7 +235,7 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
         if not isinstance(study, str) or not _SAFE_ID.fullmatch(study):
             raise StudyError(
                 path,
-                found=f"the study id {study!r}",
+                found=f"the study id {brief(repr(study))}",
                 expected="letters, digits, '.', '-' and '_' only, so that no id can lead out of the folder",
                 remedy="correct the id in the table.",
             )
@@ -222,14 +243,14 @@ def _read_table(path: Path, columns) -> pd.DataFrame:
 
 
 def _whole_numbers(path: Path, table: pd.DataFrame, allowed) -> pd.DataFrame:
-    numbers = table.apply(pd.to_numeric, errors="coerce")
+    numbers = table.map(_number)
     wrong = ~numbers.isin(allowed)
     if wrong.any(axis=None):
         column = wrong.any().idxmax()
         study = wrong[column].idxmax()
         raise DatasetError(
             path,
-            found=f"the value {table.loc[study, column]} for study {study}, column {column}",
+            found=f"the value {brief(table.loc[study, column])} for study {study}, column {column}",
             expected=" or ".join(map(str, allowed)),
             remedy="correct the cell; a study without a label cannot be used for training.",
         )

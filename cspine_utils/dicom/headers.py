@@ -30,6 +30,7 @@ _DIRECTORY = "1.2.840.10008.1.3.10"
 _LOCALIZER = "a localizer (the overview from which a scan is planned)"
 # Words for what a file may be other than CT. Only words of this list reach a message: a header can hold any text.
 _MODALITIES = {
+    "": "another kind of file",
     "MR": "MR",
     "PT": "PET",
     "NM": "nuclear medicine",
@@ -47,6 +48,21 @@ _MODALITIES = {
     "RTSTRUCT": "radiotherapy structures",
     "RTPLAN": "radiotherapy plan",
     "RTDOSE": "radiotherapy dose",
+}
+# Every term there is or was (PS3.3, C.7.3.1.1.1): anything else is damage, and may be that of a slice.
+_TERMS = {"CT", *_MODALITIES} | set(
+    "AR AS ASMT AU BDUS BI BMD CD CF CFM CP CS CTPROTOCOL DD DF DG DM DMS DOC DS EC ECG EEG EMG EOG EPS ES FA FID FS "
+    "GM HC HD IO IOL IVOCT IVUS KER LEN LP LS M3D MA MG MS OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS PA PLAN POS "
+    "PX RESP RF RG RTIMAGE RTINTENT RTRAD RTRECORD RTSEGANN RWV SM SMR SRF ST STAIN TEXTUREMAP TG VA VF XC".split()
+)
+# Units of dual-energy and other maps that carry the CT modality (PS3.3, C.11.1.1.2).
+_NOT_HU = {
+    "OD": "optical density",
+    "MGML": "mg/ml of a material",
+    "Z_EFF": "effective atomic number",
+    "ED": "electron density",
+    "EDW": "electron density of water",
+    "PCT": "percent",
 }
 
 
@@ -193,6 +209,8 @@ def _no_slice(path: Path, read: Elements) -> str:
         return "a DICOMDIR, the table of contents of a disc"
     if sop_class.startswith(_SECONDARY_CAPTURE):
         return "a secondary capture: a picture of a screen or a form, no CT slice"
+    if modality not in _TERMS or not isinstance(modality, str):
+        raise damaged(path, "a Modality that does not exist")
     if not modality and sop_class and UID(sop_class, IGNORE).name == sop_class:
         raise damaged(path, "a SOP class that does not exist")
     if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
@@ -200,6 +218,8 @@ def _no_slice(path: Path, read: Elements) -> str:
     photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
     if values.get("SamplesPerPixel", (1,)) != (1,) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return "a colour image"
+    if values.get("RescaleType", "") in _NOT_HU:
+        return f"not in HU ({_NOT_HU[values['RescaleType']]})"
     kinds = str(values.get("ImageType", "")).upper().split("\\")
     if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
         return _LOCALIZER
@@ -230,11 +250,16 @@ def _numbers(path: Path, values: dict, keyword: str, count: int) -> tuple[float,
     return numbers
 
 
+def _number(path: Path, values: dict, keyword: str, default: int) -> int:
+    """One whole number of a header, or the default where the header has none; a senseless one is a SeriesError."""
+    return int(_numbers(path, values, keyword, 1)[0]) if keyword in values else default
+
+
 def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
     allocated = int(_numbers(path, values, "BitsAllocated", 1)[0])
-    stored = values.get("BitsStored", (allocated,))[0]
-    high = values.get("HighBit", (stored - 1,))[0]
-    signed = values.get("PixelRepresentation", (0,))[0]
+    stored = _number(path, values, "BitsStored", allocated)
+    high = _number(path, values, "HighBit", stored - 1)
+    signed = _number(path, values, "PixelRepresentation", 0)
     if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated or signed not in (0, 1):
         raise SeriesError(
             path,
@@ -242,14 +267,13 @@ def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
             expected="whole numbers that fit into 8, 16 or 32 bits",
             remedy="the header is damaged: download the file again, or leave it out.",
         )
-    padding = values.get("PixelPaddingValue")
-    if padding and allocated == 16:
-        ends = [padding[0], values.get("PixelPaddingRangeLimit", padding)[0]]
+    padding = None
+    if "PixelPaddingValue" in values and allocated == 16:
+        first = _number(path, values, "PixelPaddingValue", 0)
+        ends = [first, _number(path, values, "PixelPaddingRangeLimit", first)]
         if signed:  # a 16-bit pattern, whatever type the header gave it
             ends = [end - 0x10000 if end >= 0x8000 else end for end in ends]
         padding = min(ends), max(ends)
-    else:
-        padding = None
     return PixelFormat(
         allocated,
         stored,

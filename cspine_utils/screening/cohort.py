@@ -94,7 +94,8 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
         many = client is None and len(jobs) >= _PAYS_FROM
         workers = min(parallel.processors(), _MOST_PROCESSES) if many else 0
     rows = {}
-    for (job, _), result in parallel.each(_marked, [(job, look) for job in jobs], workers=workers, client=client):
+    tasks = [(job, look, journal is not None) for job in jobs]
+    for (job, *_), result in parallel.each(_marked, tasks, workers=workers, client=client):
         if isinstance(result, parallel.Failure):
             row = without_ct(job, f"{job.folder}: {result.reason}. What to do: look at this study by itself.")
         else:
@@ -106,9 +107,9 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
     return rows
 
 
-def _marked(task: tuple[Job, Callable]) -> tuple[str, dict]:
-    job, look = task
-    mark = _mark(job)  # first: what changes while it is read must not pass for what was read
+def _marked(task: tuple[Job, Callable, bool]) -> tuple[str, dict]:
+    job, look, wanted = task
+    mark = _mark(job) if wanted else ""  # first: what changes while it is read must not pass for what was read
     return mark, look(job)
 
 
@@ -146,3 +147,25 @@ def usable(table: pd.DataFrame, *, with_mask: bool = False) -> list[str]:
             remedy=f"mend the first: {reasons.iloc[0]}" if len(reasons) else "add label maps to segmentations/.",
         )
     return list(table.index[chosen])
+
+
+def funnel(table: pd.DataFrame) -> pd.DataFrame:
+    """What is left of a survey, step by step, down to the studies of `usable(table, with_mask=True)`.
+
+    Returns
+    -------
+    DataFrame, index step in words, columns: studies (left after this step), left_out (by this step), why
+    """
+    steps = (
+        ("in train.csv", True, ""),
+        ("CT can be read", table["ct"] != "reject", "images missing, damaged or cut short, or slices missing"),
+        ("CT is one even stack", table["ct"] != "repair", "uneven steps: readable by resampling alone"),
+        ("has a label map", table["mask"] != "none", "nobody drew one"),
+        ("label map fits the CT", table["mask"] == "fits", "label map damaged or on another grid"),
+    )
+    left, rows = pd.Series(True, index=table.index), {}
+    for name, passed, why in steps:
+        before = int(left.sum())
+        left &= passed
+        rows[name] = {"studies": int(left.sum()), "left_out": before - int(left.sum()), "why": why}
+    return pd.DataFrame.from_dict(rows, orient="index")
