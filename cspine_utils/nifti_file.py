@@ -173,6 +173,7 @@ def _open(path: Path):
 
 @contextlib.contextmanager
 def reading(path: Path):
+    """Whatever goes wrong inside, with whatever bytes, leaves as a MaskError that names the file."""
     try:
         yield
     except MaskError:
@@ -183,4 +184,5 @@ def reading(path: Path):
 
 
 def refuse(path: Path, found: str, expected: str, remedy: str, cause: Exception | None = None):
+    """Raise the MaskError of a file."""
     raise MaskError(path, found=found, expected=expected, remedy=remedy) from cause

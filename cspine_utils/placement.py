@@ -240,21 +240,35 @@ def apart(shape, affine, grid) -> bool:
     return bool((there.max(axis=0) < -0.5).any() or (there.min(axis=0) > np.array(grid.shape) - 0.5).any())
 
 
+def nonzero_box(array: np.ndarray):
+    """Slices around all that is not zero (NaN included), or None."""
+    bits = array.view(
+        f"u{array.itemsize}"
+    )  # the maximum of unsigned numbers is the quickest way to see one that is not 0
+    lines = bits.max(axis=0)
+    rows, planes = (np.flatnonzero(lines.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    box = slice(rows[0], rows[-1] + 1), slice(planes[0], planes[-1] + 1)
+    first = np.flatnonzero(bits[:, *box].max(axis=(1, 2)))
+    return slice(first[0], first[-1] + 1), *box
+
+
 def flips_by_hu(volume: Volume, mask: np.ndarray, labels=CERVICAL_IDS) -> pd.Series:
     """Mean HU under the labels, for the mask as it is and for its seven flips.
 
     Bone is bright, so the right placement has the highest mean. Names of the flips: "as placed", "flipped d",
     "flipped d and h", ... Raises MaskError if the mask has another shape or none of the labels.
     """
-    if mask.shape != volume.shape or not (wanted := np.isin(np.arange(256), labels)[mask]).any():
+    inside = nonzero_box(mask) if mask.shape == volume.shape else None
+    part = None if inside is None else np.isin(mask[inside], list(labels))
+    if part is None or not part.any():
         raise MaskError(
             f"the label map of {volume.study_uid or 'this volume'}",
             found=f"labels of shape {mask.shape}, {np.count_nonzero(mask)} voxels not 0",
             expected=f"shape {volume.shape} and some of the labels {list(labels)}",
             remedy="place the label map with nifti.read_mask first; name the labels that it has.",
         )
-    inside = tuple(slice(at.min(), at.max() + 1) for at in np.nonzero(wanted))
-    part = wanted[inside]
     means = {}
     for flips in product((False, True), repeat=3):
         axes = tuple(axis for axis in range(3) if flips[axis])

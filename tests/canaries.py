@@ -42,6 +42,27 @@ CANARIES = [
         "cspine_utils/placement.py",
         "CORNER_TOLERANCE_VOXELS = 0.1",
         "CORNER_TOLERANCE_VOXELS = 0.6",
+        "test_placement.py",
+    ),
+    Canary(
+        "a label map that fits bone better when flipped is taken",
+        "cspine_utils/placement.py",
+        "FLIP_MARGIN_HU = 10.0",
+        "FLIP_MARGIN_HU = 1000.0",
+        "test_placement.py",
+    ),
+    Canary(
+        "a label map on another grid is resampled unasked",
+        "cspine_utils/nifti.py",
+        "if not resample or placement.apart(",
+        "if placement.apart(",
+        "test_nifti.py",
+    ),
+    Canary(
+        "a compressed label map is not read to its end",
+        "cspine_utils/nifti_file.py",
+        "stream.read(2**20)",
+        "stream.read(0)",
         "test_nifti.py",
     ),
     Canary(

@@ -1,11 +1,16 @@
 """What is wrong with a label map's grid is said in words and numbers; what no grid can tell, the bone tells."""
 
+import re
 from itertools import combinations
 
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import neck_mask, patient_volume, write_label_file
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.spatial.transform import Rotation
+from test_volume import ALL_CODES
 
 from cspine_utils import phantom, placement
 from cspine_utils.errors import GridMismatch, MaskError
@@ -179,6 +184,41 @@ def test_a_qform_that_fits_where_the_sform_does_not_is_mentioned(tmp_path):
     nib.save(image, tmp_path / "m.nii")
     with pytest.raises(GridMismatch, match=r"0.50 voxel along d .*the qform of the same header does lie on the CT"):
         read_mask(tmp_path / "m.nii", volume)
+
+
+@st.composite
+def grids(draw):
+    """Any shape, spacing, place and turn, and a shear of the first axis as a gantry tilt makes it."""
+    number = st.floats(-1, 1)
+    turn = Rotation.from_rotvec([3 * draw(number) for _ in range(3)]).as_matrix()
+    shear = np.array([[1, 0, 0], [0.3 * draw(number), 1, 0], [0.3 * draw(number), 0, 1]])
+    affine = np.eye(4)
+    affine[:3, :3] = turn @ shear @ np.diag([draw(st.floats(0.3, 5)) for _ in range(3)])
+    affine[:3, 3] = [300 * draw(number) for _ in range(3)]
+    return Grid(tuple(draw(st.integers(2, 9)) for _ in range(3)), affine)
+
+
+@given(
+    grid=grids(),
+    codes=st.sampled_from(ALL_CODES),
+    axis=st.sampled_from([0, 1, 2]),
+    off=st.floats(0.15, 0.9),
+    sign=st.sampled_from([-1, 1]),
+)
+def test_any_grid_is_found_again_and_any_shift_is_measured(grid, codes, axis, off, sign):
+    values = np.arange(np.prod(grid.shape)).reshape(grid.shape)
+    stored = nib.Nifti1Image(values.astype(np.int32), grid.affine)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(grid.affine), nib.orientations.axcodes2ornt(codes))
+    stored = stored.as_reoriented(turn)
+    order, reversed_axes = match(stored.shape, stored.affine.astype(np.float32).astype(float), grid)
+    assert np.array_equal(np.flip(np.asarray(stored.dataobj).transpose(order), reversed_axes), values)
+    moved = stored.affine.copy()
+    moved[:3, 3] += sign * off * grid.affine[:3, axis]
+    assert match(stored.shape, moved, grid) is None
+    what, _ = diagnose(stored.shape, moved, grid)
+    voxels, name, way_mm = re.search(r"^shifted by (\S+) voxel along (\w) \((\S+) mm", what).groups()
+    assert name == "dhw"[axis] and float(voxels) == pytest.approx(off, abs=0.006)
+    assert float(way_mm) == pytest.approx(off * np.linalg.norm(grid.affine[:3, axis]), abs=0.006)
 
 
 # What no grid can tell
