@@ -94,11 +94,12 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
         many = client is None and len(jobs) >= _PAYS_FROM
         workers = min(parallel.processors(), _MOST_PROCESSES) if many else 0
     rows = {}
-    for (job, _), result in parallel.each(_marked, [(job, look) for job in jobs], workers=workers, client=client):
+    tasks = [(job, look, journal is not None) for job in jobs]
+    for (job, *_), result in parallel.each(_look_and_mark, tasks, workers=workers, client=client):
         if isinstance(result, parallel.Failure):
             row = without_ct(job, f"{job.folder}: {result.reason}. What to do: look at this study by itself.")
         else:
-            mark, row = result
+            row, mark = result
             if journal is not None:
                 journal.add(job.study, mark, row)
         rows[job.study] = row
@@ -106,16 +107,19 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
     return rows
 
 
-def _marked(task: tuple[Job, Callable]) -> tuple[str, dict]:
-    job, look = task
-    mark = _mark(job)  # first: what changes while it is read must not pass for what was read
-    return mark, look(job)
+def _look_and_mark(task: tuple[Job, Callable, bool]) -> tuple[dict, str | None]:
+    job, look, marked = task
+    mark = _mark(job) if marked else None  # first: what changes while it is read must not pass for what was read
+    return look(job), mark
 
 
 def _mark(job: Job) -> str:
     """Changes when anything does that a row is made from."""
-    with os.scandir(job.folder) as entries:
-        files = sorted((entry.name, *_state(entry)) for entry in entries)
+    try:
+        with os.scandir(job.folder) as entries:
+            files = sorted((entry.name, *_state(entry)) for entry in entries)
+    except OSError:  # what is wrong will be said by whoever looks at it
+        files = None
     mask = None if job.mask is None else _state(job.mask)
     everything = [cspine_utils.__version__, list(SURVEY_COLUMNS), job.labels, job.boxes, files, mask]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()
