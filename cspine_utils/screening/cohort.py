@@ -20,7 +20,7 @@ from cspine_utils.journal import Journal
 from .study import SURVEY_COLUMNS, Job, look_at, without_ct
 
 #: From so many studies on, starting processes costs less than it saves.
-_PAYS_FROM = 64
+_PAYS_FROM = 200
 _MOST_PROCESSES = 16
 
 
