@@ -67,10 +67,14 @@ class Journal:
         return key in self._entries
 
     def add(self, key: str, mark: str, value) -> None:
-        """Write down a value that JSON can hold."""
+        """Write down a value that JSON can hold. Raises ParameterError where there is no room for it."""
         self._entries[key] = (mark, value)
-        self._file.write(json.dumps({"key": key, "mark": mark, "value": value}).encode() + b"\n")
-        self._file.flush()
+        line = json.dumps({"key": key, "mark": mark, "value": value}).encode() + b"\n"
+        try:
+            self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise self._refusal(f"a place that cannot be written to ({error.strerror})") from error
 
     def __enter__(self) -> Journal:
         return self

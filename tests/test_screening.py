@@ -231,7 +231,12 @@ def test_nothing_but_geometry_reaches_the_table(rsna_folder, tmp_path):
     for path in (rsna_folder / "train_images").rglob("*.dcm"):
         plant(path)
     good, spacing, bits, cut = dataset.studies
-    for name, old, new in ((spacing, b"0.7\\0.6 ", b"JANE DOE"), (bits, b"MONOCHROME2 ", b"JANE DOE    ")):
+    syntax = b"1.2.840.10008.1.2.1\0"
+    for name, old, new in (
+        (spacing, b"0.7\\0.6 ", b"JANE DOE"),
+        (bits, b"MONOCHROME2 ", b"JANE DOE    "),
+        (bits, syntax, b"JANE DOE".ljust(len(syntax))),
+    ):
         path = dataset.series_dir(name) / "5.dcm"
         assert old in path.read_bytes()
         path.write_bytes(path.read_bytes().replace(old, new))
@@ -342,6 +347,18 @@ def test_a_changed_study_is_read_again(rsna_folder, tmp_path, what, monkeypatch)
     again = look(dataset, by_name.look_and_log, resume=tmp_path / "rows")
     assert looked_at(rsna_folder) == (dataset.studies if what == "version" else [name])
     pd.testing.assert_frame_equal(again, look(dataset))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_folder_that_goes_while_the_survey_runs(rsna_folder, tmp_path, monkeypatch, workers):
+    dataset = RsnaDataset(rsna_folder)
+    gone = dataset.series_dir(dataset.studies[2])
+    gone.rename(tmp_path / "elsewhere")
+    monkeypatch.setattr(RsnaDataset, "series_dir", lambda self, study: self.root / "train_images" / study)
+    for _ in range(2):
+        table = look(dataset, workers=workers, resume=tmp_path / "rows")
+        assert table["verdict"].tolist() == ["use", "use", "reject", "use"]
+        assert "no such folder" in table["reason"].iloc[2]
 
 
 def test_killed_in_the_middle_and_called_again(rsna_folder, tmp_path):

@@ -175,6 +175,15 @@ def test_folds_that_cannot_be():
         screening.folds([*labels.index, "x"], labels, k=3, generator=rng())
 
 
+@pytest.mark.parametrize("function", ["split", "folds", "reproduction_split"])
+def test_labels_with_a_study_twice_are_refused(function):
+    labels = cohort(8)
+    options = {"split": {"sizes": {"a": 3}}, "folds": {"k": 3}, "reproduction_split": {}}[function]
+    with pytest.raises(ParameterError, match="labels: found study 1.2.5 more than once"):
+        doubled = pd.concat([labels, labels.iloc[5:6]])
+        getattr(screening, function)(list(labels.index), doubled, generator=rng(), **options)
+
+
 # ---- the split of the students' project ----
 
 

@@ -20,7 +20,7 @@ from cspine_utils.journal import Journal
 from .study import SURVEY_COLUMNS, Job, look_at, without_ct
 
 #: From so many studies on, starting processes costs less than it saves.
-_PAYS_FROM = 64
+_PAYS_FROM = 200
 _MOST_PROCESSES = 16
 
 
@@ -95,11 +95,11 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
         workers = min(parallel.processors(), _MOST_PROCESSES) if many else 0
     rows = {}
     tasks = [(job, look, journal is not None) for job in jobs]
-    for (job, *_), result in parallel.each(_marked, tasks, workers=workers, client=client):
+    for (job, *_), result in parallel.each(_look_and_mark, tasks, workers=workers, client=client):
         if isinstance(result, parallel.Failure):
             row = without_ct(job, f"{job.folder}: {result.reason}. What to do: look at this study by itself.")
         else:
-            mark, row = result
+            row, mark = result
             if journal is not None:
                 journal.add(job.study, mark, row)
         rows[job.study] = row
@@ -107,16 +107,19 @@ def _rows(jobs: list[Job], look: Callable, workers, client, bar, journal: Journa
     return rows
 
 
-def _marked(task: tuple[Job, Callable, bool]) -> tuple[str, dict]:
-    job, look, wanted = task
-    mark = _mark(job) if wanted else ""  # first: what changes while it is read must not pass for what was read
-    return mark, look(job)
+def _look_and_mark(task: tuple[Job, Callable, bool]) -> tuple[dict, str | None]:
+    job, look, marked = task
+    mark = _mark(job) if marked else None  # first: what changes while it is read must not pass for what was read
+    return look(job), mark
 
 
 def _mark(job: Job) -> str:
     """Changes when anything does that a row is made from."""
-    with os.scandir(job.folder) as entries:
-        files = sorted((entry.name, *_state(entry)) for entry in entries)
+    try:
+        with os.scandir(job.folder) as entries:
+            files = sorted((entry.name, *_state(entry)) for entry in entries)
+    except OSError:  # what is wrong will be said by whoever looks at it
+        files = None
     mask = None if job.mask is None else _state(job.mask)
     everything = [cspine_utils.__version__, list(SURVEY_COLUMNS), job.labels, job.boxes, files, mask]
     return hashlib.sha256(json.dumps(everything).encode()).hexdigest()

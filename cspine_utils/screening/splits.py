@@ -252,8 +252,15 @@ def reproduction_split(studies, labels: pd.DataFrame, *, generator: np.random.Ge
 
 
 def _checked_studies(studies, labels: pd.DataFrame) -> list:
-    """The studies as a list. Raises ParameterError if one appears twice or has no labels."""
+    """The studies as a list. Raises ParameterError if one appears twice, here or in the labels, or has no labels."""
     studies = list(studies)
+    if not labels.index.is_unique:
+        raise ParameterError(
+            "labels",
+            found=f"study {labels.index[labels.index.duplicated()][0]} more than once",
+            expected="one row a study",
+            remedy="take them from dataset.labels.",
+        )
     if len(set(studies)) != len(studies):
         twice = next(s for s in studies if studies.count(s) > 1)
         raise ParameterError(
