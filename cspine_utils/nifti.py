@@ -63,7 +63,8 @@ def read_aligned(path, grid, *, resample: bool = False) -> np.ndarray:
 
     Returns
     -------
-    `(d, h, w)`, contiguous, the stored type (float64 where the header scales the values)
+    `(d, h, w)`, contiguous, the stored type. Where the header scales the values: int32 for 16-bit numbers with whole
+    slope and intercept (a CT with its -1024 in the header), float64 for all others
 
     Raises
     ------

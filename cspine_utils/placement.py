@@ -24,8 +24,10 @@ CORNER_TOLERANCE_VOXELS = 0.1
 FLIP_MARGIN_HU = 10.0
 _WORDS = {"L": "the left", "R": "the right", "A": "the front", "P": "the back", "S": "the head", "I": "the feet"}
 _OPPOSITE = dict(zip("LRAPSI", "RLPAIS", strict=True))
-_OWN_GRID = "use the label map of this very study; if it was resampled, resample it back to the CT's grid with nearest "
-_OWN_GRID += "neighbour, or ask for resample=True."
+_OTHER_STUDY = "use the label map of this very study."
+_OWN_GRID = (
+    "use the label map as it was drawn on this CT; where there is no other, resample=True takes the nearest voxel."
+)
 
 
 def match(shape, affine: np.ndarray, grid):
@@ -87,9 +89,9 @@ def diagnose(shape, affine: np.ndarray, grid) -> tuple[str, str]:
     kinds = [kind for kind in (turned, spaced, counted, shifted) if kind]
     what = "; ".join(fault for kind in kinds for fault in kind)
     if apart(shape, affine, grid):
-        return "another study altogether: the two grids do not overlap", _OWN_GRID
+        return "another study altogether: the two grids do not overlap", _OTHER_STUDY
     if len(kinds) >= 3:
-        return f"another study altogether: {what}", _OWN_GRID
+        return f"another study altogether: {what}", _OTHER_STUDY
     return what or "corners that lie off the CT's by a little in several ways", _OWN_GRID
 
 
@@ -152,7 +154,8 @@ def _turned(found: Grid, grid) -> list[str]:
             f"sheared: {'dhw'[axis]} leans {degrees[axis]:.2f} degrees from the CT's while the other axes agree "
             "(a gantry tilt that only one of the two headers has?)"
         ]
-    return [f"rotated by {degrees.max():.2f} degrees"]
+    turn = theirs @ np.linalg.inv(ours)
+    return [f"rotated by {np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))):.2f} degrees"]
 
 
 def _allowed_degrees(grid, axis: int) -> float:
@@ -169,7 +172,9 @@ def _spaced(found: Grid, grid) -> list[str]:
         return []
     steps = ", ".join(f"{theirs[a]:.4g} mm along {'dhw'[a]} where the CT has {ours[a]:.4g}" for a in differ)
     extents = [found.shape[a] * theirs[a] / (grid.shape[a] * ours[a]) for a in range(3)]
-    same_field = all(abs(extent - 1) * n <= 1 for extent, n in zip(extents, grid.shape, strict=True))
+    same_field = found.shape != tuple(grid.shape) and all(
+        abs(extent - 1) * n <= 1 for extent, n in zip(extents, grid.shape, strict=True)
+    )
     resampled = "; the same field of view, so it was resampled" if same_field else ""
     return [f"another spacing: {steps}{resampled}"]
 

@@ -49,13 +49,20 @@ def test_scaled_values_and_nifti_2(tmp_path, volume):
     image = nib.Nifti2Image(volume.hu, volume.affine)
     nib.save(image, tmp_path / "two.nii")
     assert np.array_equal(read_aligned(tmp_path / "two.nii", volume), volume.hu)
-    image = nib.Nifti1Image(volume.hu.astype(np.int16), volume.affine)
-    image.header.set_slope_inter(0.5, -3)
-    data = bytearray(image.to_bytes())
-    data[112:120] = np.array([0.5, -3], "<f4").tobytes()  # nibabel would scale the numbers that it writes
-    (tmp_path / "scaled.nii").write_bytes(data)
-    read = read_aligned(tmp_path / "scaled.nii", volume)
-    assert read.dtype == np.float64 and np.array_equal(read, volume.hu * 0.5 - 3)
+    data = bytearray(nib.Nifti1Image(volume.hu, volume.affine).to_bytes())
+    for slope, intercept, kind in [
+        (0.5, -3, np.float64),
+        (1, -1024, np.int32),
+        (3, 1.5, np.float64),
+        (1, 1e9, np.float64),
+    ]:
+        data[112:120] = np.array([slope, intercept], "<f4").tobytes()  # nibabel would scale the numbers that it writes
+        (tmp_path / "scaled.nii").write_bytes(data)
+        read = read_aligned(tmp_path / "scaled.nii", volume)
+        assert read.dtype == kind and np.array_equal(read, volume.hu.astype(float) * slope + intercept)
+        assert np.array_equal(
+            read, np.asarray(nib.as_closest_canonical(nib.load(tmp_path / "scaled.nii")).dataobj).T[::-1, ::-1, ::-1]
+        )
 
 
 def test_more_slabs_than_one_and_labels_in_one_corner(tmp_path, volume, monkeypatch):

@@ -178,6 +178,16 @@ def test_usable_studies_or_the_first_reason(rsna_folder):
         screening.usable(table.iloc[3:], with_mask=True)
 
 
+def test_the_funnel_counts_each_study_out_once():
+    rows = [("use", "fits")] * 5 + [("use", "none")] * 4 + [("use", "wrong")] * 2 + [("repair", "none")]
+    rows += [("repair", "fits")] + [("reject", "not judged")] * 3 + [("reject", "none")]
+    table = pd.DataFrame(rows, columns=["ct", "mask"], index=[f"s{i}" for i in range(len(rows))])
+    found = screening.funnel(table.assign(reason=""))
+    assert found["studies"].tolist() == [17, 13, 11, 7, 5] and found["left_out"].tolist() == [0, 4, 2, 4, 2]
+    assert found["why"].iloc[1:].str.len().min() > 10
+    assert screening.usable(table.assign(reason=""), with_mask=True) == ["s0", "s1", "s2", "s3", "s4"]
+
+
 def test_mirrored_label_maps_are_left_out_with_a_reason(tmp_path, rsna_folder):
     """Centred on x = 0, a mask with x negated lies on the very grid of the CT: only the bone under it tells."""
     dataset = RsnaDataset(rsna_folder)

@@ -158,8 +158,7 @@ def test_rare_levels_are_spread_better_than_by_the_usual_ways(count):
             found.append(spread(labels, [ids[test] for _, test in divider.split(ids, labels["patient_overall"])]))
     ours, stratified, plain = (np.mean(values, axis=0) for values in (ours, stratified, plain))
     levels = slice(0, 7)
-    assert ours[levels].max() <= 3, "C7 comes last and takes the places that are left"
-    assert ours[:6].max() <= 1.5, "almost nobody else differs by more than one study"
+    assert ours[levels].max() <= 1.1, "hardly ever by more than one study"
     assert (ours[levels] < stratified[levels]).all() and (ours[levels] < plain[levels]).all()
     assert ours[levels].mean() < 0.4 * stratified[levels].mean()
     assert ours[7] <= 1 <= plain[7]

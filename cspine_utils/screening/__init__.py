@@ -7,7 +7,7 @@ split, folds, reproduction_split  ids dealt out by study; `check_disjoint` is th
 count_tables(root) -> counts      what the published tables say without any image
 """
 
-from .cohort import survey, usable
+from .cohort import funnel, survey, usable
 from .counts import PUBLISHED_COUNTS, count_tables
 from .pairs import example, read_pairs
 from .splits import ReproductionSplit, check_disjoint, folds, reproduction_split, split
@@ -21,6 +21,7 @@ __all__ = [
     "count_tables",
     "example",
     "folds",
+    "funnel",
     "read_pairs",
     "reproduction_split",
     "split",

@@ -147,3 +147,25 @@ def usable(table: pd.DataFrame, *, with_mask: bool = False) -> list[str]:
             remedy=f"mend the first: {reasons.iloc[0]}" if len(reasons) else "add label maps to segmentations/.",
         )
     return list(table.index[chosen])
+
+
+def funnel(table: pd.DataFrame) -> pd.DataFrame:
+    """What is left of a survey, step by step, down to the studies of `usable(table, with_mask=True)`.
+
+    Returns
+    -------
+    DataFrame, index step in words, columns: studies (left after this step), left_out (by this step), why
+    """
+    steps = (
+        ("in train.csv", True, ""),
+        ("CT can be read", table["ct"] != "reject", "images missing, damaged or cut short, or slices missing"),
+        ("CT is one even stack", table["ct"] != "repair", "uneven steps: readable by resampling alone"),
+        ("has a label map", table["mask"] != "none", "nobody drew one"),
+        ("label map fits the CT", table["mask"] == "fits", "label map damaged or on another grid"),
+    )
+    left, rows = pd.Series(True, index=table.index), {}
+    for name, passed, why in steps:
+        before = int(left.sum())
+        left &= passed
+        rows[name] = {"studies": int(left.sum()), "left_out": before - int(left.sum()), "why": why}
+    return pd.DataFrame.from_dict(rows, orient="index")

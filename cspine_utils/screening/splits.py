@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from itertools import combinations
 
 import numpy as np
 import pandas as pd
@@ -113,9 +114,9 @@ def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np
 def folds(studies, labels: pd.DataFrame, *, k: int, generator: np.random.Generator) -> list[dict]:
     """Divide studies into k folds, each of which validates once what the others train.
 
-    Fractured studies, and all studies, differ by at most one between the folds. Within that, every level is spread
-    as evenly as it goes: the studies of the rarest level are dealt first, each to the fold that has the fewest of that
-    level; a tie is decided by the study's next rarest level and so on, and in the end by chance.
+    Fractured studies are dealt out by chance, then intact ones: of both, each fold has the same number or one more.
+    After that, fractured studies are exchanged between folds until every level is spread as evenly as such exchanges
+    can make it, as a rule to within one study.
 
     Parameters
     ----------
@@ -140,27 +141,38 @@ def folds(studies, labels: pd.DataFrame, *, k: int, generator: np.random.Generat
             remedy="ask for fewer folds, or make a larger cohort.",
         )
     table = labels.loc[studies]
-    broken = table[list(LEVELS)].to_numpy().astype(bool)
-    group = table["patient_overall"].to_numpy().astype(int)
-    free = _room(int(group.sum()), len(studies), k)
-    has = np.zeros((k, len(LEVELS)), int)
-    fold_of = np.empty(len(studies), int)
-    rarity = np.argsort(broken.sum(axis=0), kind="stable")  # levels from the rarest on
-    shuffled = generator.permutation(len(studies))
-    for i in sorted(shuffled, key=lambda i: tuple(~broken[i, rarity])):  # who has the rarest level comes first
-        room, levels, lot = free[group[i]], rarity[broken[i, rarity]], generator.random(k)
-        best = min(np.flatnonzero(room), key=lambda fold: (*has[fold, levels], -room[fold], lot[fold]))
-        fold_of[i] = best
-        has[best] += broken[i]
-        room[best] -= 1
+    broken = table[list(LEVELS)].to_numpy().astype(int)
+    fractured = table["patient_overall"].to_numpy() == 1
+    fold_of, dealt = np.empty(len(studies), int), 0
+    for members in (np.flatnonzero(fractured), np.flatnonzero(~fractured)):  # like cards, one pack after the other
+        fold_of[generator.permutation(members)] = (dealt + np.arange(len(members))) % k
+        dealt += len(members)
+    _level_out(fold_of, broken, fractured, k)
     return _as_parts(studies, fold_of, k)
 
 
-def _room(fractured: int, studies: int, k: int) -> np.ndarray:
-    """How many (intact, fractured) studies each fold takes; each row, and their sum, differs by at most one."""
-    fold = np.arange(k)
-    broken = fractured // k + (fold < fractured % k)
-    return np.array([studies // k + (fold < studies % k) - broken, broken])
+def _level_out(fold_of: np.ndarray, broken: np.ndarray, fractured: np.ndarray, k: int) -> None:
+    """Exchange fractured studies between two folds, one for one, while that evens out the levels.
+
+    Each exchange lowers the sum of the squares of all (k, 7) numbers, so this comes to an end. Two folds that differ by
+    at most one in every level cannot be improved.
+    """
+    has = np.array([broken[fold_of == fold].sum(axis=0) for fold in range(k)])
+    changed = True
+    while changed:
+        changed = False
+        for a, b in combinations(range(k), 2):
+            while np.abs(has[a] - has[b]).max() > 1:
+                ours, theirs = (np.flatnonzero((fold_of == fold) & fractured) for fold in (a, b))
+                moved = broken[ours][:, None] - broken[theirs]
+                change = (moved * (moved - (has[a] - has[b]))).sum(axis=-1)
+                if not change.size or change.min() >= 0:
+                    break
+                i, j = np.unravel_index(change.argmin(), change.shape)
+                fold_of[ours[i]], fold_of[theirs[j]] = b, a
+                has[a] -= moved[i, j]
+                has[b] += moved[i, j]
+                changed = True
 
 
 def _as_parts(studies: list, fold_of: np.ndarray, k: int) -> list[dict]:
