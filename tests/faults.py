@@ -152,7 +152,7 @@ def _one_child(jobs, folder: Path, reader: str, seconds: float, memory_mb: float
     try:
         while True:
             # Starting may take long on a busy machine; after that the child's own alarm should come first.
-            if not select.select([out], [], [], 300 if running is None else 5 + 3 * seconds)[0]:
+            if not select.select([out], [], [], 300 if running is None else 2 + 3 * seconds)[0]:
                 child.kill()
             piece = os.read(out, 1 << 16)
             *lines, text = (text + piece).split(b"\n")

@@ -43,7 +43,7 @@ GOOD = {"series": {"hu": np.zeros((2, 3, 4), np.int16), "affine": np.eye(4), "na
 @pytest.mark.parametrize(
     ("reader", "outcome", "said"),
     [
-        ("leaks", "leaks", r"leaks: ValueError: could not convert string.*faults\.py:\d+"),
+        ("leaks", "leaks", r"leaks: ValueError: could not convert string.*faults_child\.py:\d+"),
         ("hangs", "hangs", "hangs: nothing after 0.5 s"),
         ("hangs for good", "hangs", "hangs: the process ended by SIGKILL"),
         ("eats", "memory", "memory: refused only after memory ran out"),
