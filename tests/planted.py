@@ -151,6 +151,32 @@ def write_planted_series(folder: Path, volume: Volume) -> None:
             dataset.save_as(path)
 
 
+def write_planted_enhanced(path: Path, slices: list[Path]) -> bytes:
+    """The slices as frames of one planted multi-frame file; names stand in its functional groups, too."""
+    singles = [pydicom.dcmread(p) for p in slices]
+    dataset = pydicom.dcmread(slices[0])
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = uid.EnhancedCTImageStorage
+    dataset.NumberOfFrames = len(singles)
+    dataset.PixelData = b"".join(single.PixelData for single in singles)
+    groups = []
+    for single in singles:
+        item = Dataset()
+        for name, keywords in (
+            ("PlanePositionSequence", ["ImagePositionPatient"]),
+            ("PlaneOrientationSequence", ["ImageOrientationPatient"]),
+            ("PixelMeasuresSequence", ["PixelSpacing", "SliceThickness"]),
+            ("PixelValueTransformationSequence", ["RescaleSlope", "RescaleIntercept"]),
+            ("FrameContentSequence", ["ImageComments", "PatientName"]),
+        ):
+            part = Dataset()
+            part.update({single[k].tag: single[k] for k in keywords})
+            setattr(item, name, [part])
+        groups.append(item)
+    dataset.PerFrameFunctionalGroupsSequence = groups
+    dataset.save_as(path)
+    return path.read_bytes()
+
+
 def write_planted_mask(path: Path, mask: np.ndarray, volume: Volume) -> bytes:
     image = nib.load(write_label_file(path, mask, volume))
     for field in ("descrip", "aux_file", "intent_name", "db_name"):

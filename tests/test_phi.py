@@ -31,6 +31,7 @@ from planted import (
     found_in_folder,
     found_in_text,
     necks,
+    write_planted_enhanced,
     write_planted_mask,
     write_planted_series,
 )
@@ -192,6 +193,32 @@ def test_errors_and_their_causes(cohort, said, name):
     printed = said(run)
     # The traceback quotes lines of the package, and this test's own name; neither holds a planted word.
     assert found_in_text(printed) == [] and found_in_text("\n".join(texts)) == []
+
+
+@pytest.mark.parametrize("old", ["", "-31.500000", "-1024.0 ", "0.7", "PixelData", "a length"])
+def test_multi_frame_files(cohort, tmp_path, said, old):
+    """Whole, and with a name in place of numbers of a frame, of its pixels, of a length."""
+    dataset, good, _, _ = cohort
+    slices = sorted(dataset.series_dir(good[1]).glob("*.dcm"))
+    content = write_planted_enhanced(tmp_path / "all.dcm", slices)
+    assert len(found_in_bytes(content, "")) >= 3
+    new = (NAME * 2).encode()[: len(old)]
+    at = {"": 0, "PixelData": len(content) - 100, "a length": content.index(b"-31.500000") - 30}.get(old)
+    at = content.rindex(old.encode()) if at is None else at
+    (tmp_path / "all.dcm").write_bytes(content[:at] + new + content[at + len(new) :])
+    texts = []
+
+    def run():
+        try:
+            volume = dicom.read_series(tmp_path)
+            texts.append(repr(volume) + repr(volume.file_names))
+            assert old in ("", "PixelData", "a length") and len(volume.hu) == len(slices)
+        except CSpineError as error:
+            assert old not in ("", "PixelData")
+            texts.append("".join(traceback.format_exception(error)))
+
+    printed = said(run)
+    assert found_in_text(printed) == [] and found_in_text("\n".join(texts)) == [] and texts
 
 
 def test_listings(cohort, said):
