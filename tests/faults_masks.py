@@ -1,4 +1,4 @@
-"""Faulty label files and faulty tables for `faults.run`, each made from good ones."""
+"""Faulty label files, each made from a good one."""
 
 from __future__ import annotations
 
@@ -14,32 +14,19 @@ import nibabel as nib
 import numpy as np
 from conftest import neck_mask, patient_volume
 from faults import EITHER, READ, REFUSED, SANE, Fault
-from faults_dicom import SHAPE
-
-STUDIES = ("1.2.826.0.1.3680043.21", "1.2.826.0.1.3680043.22")
-LABELS = "StudyInstanceUID,patient_overall,C1,C2,C3,C4,C5,C6,C7\n" + "".join(
-    f"{study},{values}\n" for study, values in zip(STUDIES, ("1,0,0,0,0,0,1,0", "0,0,0,0,0,0,0,0"), strict=True)
-)
-BOXES = f"StudyInstanceUID,x,y,width,height,slice_number\n{STUDIES[0]},2.0,1.0,3.0,2.5,6\n"
+from faults_series import SHAPE
 
 
-def corpus(seeds: int):
-    """(faults, good) of label files and tables; nothing is written before one of them is built."""
-    volume = patient_volume(SHAPE, seed=5)
-    mask = neck_mask(SHAPE)
-    stored, affine = _stored(volume, mask)
+def corpus(seeds: int) -> tuple[list[Fault], dict]:
+    """(faults, what the good file holds)."""
+    volume, mask = patient_volume(SHAPE, seed=5), neck_mask(SHAPE)
+    stored, affine = stored_form(volume, mask)
     masks = Masks(nib.Nifti1Image(stored.astype(np.uint16), affine).to_bytes())
-    for part in (_intact, _cut_and_flipped, _headers, _values, _packed, _places):
-        part(masks, volume, mask, seeds)
-    tables = _tables()
-    good = {
-        "mask": {"hu": volume.hu, "affine": volume.affine, "mask": mask},
-        "dataset": {"studies": np.array(STUDIES)},
-    }
-    return masks.faults + tables, good
-
-
-# --------------------------------------------------------------------------------------------- label files
+    for part in (_intact, _headers, _values, _packed):
+        part(masks, volume, mask)
+    _cut_and_flipped(masks, seeds)
+    _places(masks)
+    return masks.faults, {"hu": volume.hu, "affine": volume.affine, "mask": mask}
 
 
 class Masks:
@@ -76,14 +63,14 @@ class Masks:
         self.faults.append(Fault(f"mask: {name}", "mask", build, expected, "", "mask"))
 
 
-def _stored(volume, mask):
+def stored_form(volume, mask):
     """The mask in the order LAS, and its affine."""
     flip = np.array([[0, 0, -1, mask.shape[0] - 1], [0, -1, 0, mask.shape[1] - 1], [1, 0, 0, 0], [0, 0, 0, 1.0]])
     return mask[::-1, ::-1].transpose(2, 1, 0), volume.affine @ flip
 
 
-def _intact(masks: Masks, volume, mask, seeds):
-    stored, affine = _stored(volume, mask)
+def _intact(masks: Masks, volume, mask):
+    stored, affine = stored_form(volume, mask)
     masks.bytes("intact", masks.content, READ)
     masks.bytes("intact .nii.gz", gzip.compress(masks.content), READ, file="m.nii.gz")
     big = nib.Nifti1Header(endianness=">")
@@ -101,7 +88,7 @@ def _intact(masks: Masks, volume, mask, seeds):
         masks.bytes(f"named {text!r}", masks.content, READ, file=f"{text}.nii")
 
 
-def _cut_and_flipped(masks: Masks, volume, mask, seeds):
+def _cut_and_flipped(masks: Masks, seeds: int):
     content = masks.content
     for at in (0, 1, 3, 4, 40, 70, 112, 254, 340, 347, 348, 350, 352, 353, 400, 1000, 4000, 7000, -2, -1):
         masks.bytes(f"cut at {at}", content[:at] if at else b"")
@@ -122,7 +109,7 @@ def _cut_and_flipped(masks: Masks, volume, mask, seeds):
         masks.bytes(f"flipped gzip {seed}", changed.tobytes(), SANE, file="m.nii.gz")
 
 
-def _headers(masks: Masks, volume, mask, seeds):
+def _headers(masks: Masks, volume, mask):
     huge = 32767
     masks.field("claims 32767 x 32767 x 32767", "4h", 40, 3, huge, huge, huge)
     claims = masks.content[:40] + struct.pack("<4h", 3, huge, huge, huge) + masks.content[48:]
@@ -156,11 +143,11 @@ def _headers(masks: Masks, volume, mask, seeds):
     masks.field("an extension of absurd length", "4B2i", 348, 1, 0, 0, 0, 0x7FFFFFF0, 6, expected=EITHER)
     masks.field("an extension of negative length", "4B2i", 348, 1, 0, 0, 0, -16, 6, expected=EITHER)
     masks.field("no place in the patient", "2h", 252, 0, 0)
-    masks.field("NaN affine", "2h", 252, 0, 1)
     nan = masks.content[:280] + struct.pack("<12f", *[float("nan")] * 12) + masks.content[328:]
     masks.bytes("NaN in the affine", nan, EITHER)
     for name, numbers in {
-        "NaN affine": [float("nan")] * 12, "singular affine": [0.0] * 12, "flat affine": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
+        "NaN affine": [float("nan")] * 12, "singular affine": [0.0] * 12,
+        "flat affine": [1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0],
         "infinite affine": [float("inf")] * 12, "affine of 1e38": [1e38] * 12, "affine of 1e-38": [1e-38, 0, 0, 0] * 3,
         "affine of another place": [1, 0, 0, 500, 0, 1, 0, 0, 0, 0, 1, 0],
     }.items():  # fmt: skip
@@ -168,11 +155,10 @@ def _headers(masks: Masks, volume, mask, seeds):
         masks.bytes(f"{name}, no qform", only + struct.pack("<12f", *numbers) + masks.content[328:])
     masks.field("qform of NaN, no sform", "2h3f", 252, 1, 0, float("nan"), 0.0, 0.0)
     masks.field("quaternion longer than one", "2h3f", 252, 1, 0, 5.0, 5.0, 5.0)
-    masks.faults = [f for f in masks.faults if f.name != "mask: NaN affine"]
 
 
-def _values(masks: Masks, volume, mask, seeds):
-    stored, affine = _stored(volume, mask)
+def _values(masks: Masks, volume, mask):
+    stored, affine = stored_form(volume, mask)
     four = np.stack([stored, stored], axis=-1)
     masks.image("4-D", nib.Nifti1Image(four.astype(np.uint8), affine))
     masks.image("2-D", nib.Nifti1Image(stored[0].astype(np.uint8), affine))
@@ -190,10 +176,10 @@ def _values(masks: Masks, volume, mask, seeds):
     masks.image("RGB labels", nib.Nifti1Image(rgb, affine))
     masks.image("one slice short", nib.Nifti1Image(stored[..., :-1].astype(np.uint8), affine))
     masks.image("mirrored", nib.Nifti1Image(stored.astype(np.uint8), np.diag([-1.0, 1, 1, 1]) @ affine))
-    masks.image("the CT itself", nib.Nifti1Image(_stored(volume, volume.hu)[0], affine))
+    masks.image("the CT itself", nib.Nifti1Image(stored_form(volume, volume.hu)[0], affine))
 
 
-def _packed(masks: Masks, volume, mask, seeds):
+def _packed(masks: Masks, volume, mask):
     masks.bytes("gzip named .nii", gzip.compress(masks.content), EITHER)
     masks.bytes("plain named .nii.gz", masks.content, EITHER, file="m.nii.gz")
     masks.bytes("gzip of garbage", gzip.compress(np.random.default_rng(0).bytes(5000)), file="m.nii.gz")
@@ -206,7 +192,7 @@ def _packed(masks: Masks, volume, mask, seeds):
     masks.bytes("another suffix", masks.content, EITHER, file="m.img")
     masks.bytes("half of a pair", masks.content, EITHER, file="m.hdr")
     masks.bytes("no suffix", masks.content, EITHER, file="mask")
-    for name, shape in (("of another grid", (2000, 2000, 1000)), ("with the right size", stored_shape(mask))):
+    for name, shape in (("of another grid", (2000, 2000, 1000)), ("with the right size", mask.shape[::-1])):
         header = masks.content[:40] + struct.pack("<4h", 3, *shape) + masks.content[48:]
         masks.bytes(
             f"gzip bomb {name}", partial(_bomb, header), EITHER if "right" in name else REFUSED, file="m.nii.gz"
@@ -214,10 +200,6 @@ def _packed(masks: Masks, volume, mask, seeds):
     # As many voxels as promised, and as many axes as the CT: nothing but the grid tells.
     same = masks.content[:40] + struct.pack("<4h", 3, 31, 24, 32767) + masks.content[48:]
     masks.bytes("gzip of 24 million voxels on a grid too long", partial(_bomb, same), file="m.nii.gz")
-
-
-def stored_shape(mask) -> tuple[int, ...]:
-    return mask.shape[::-1]
 
 
 def _bomb(start: bytes) -> bytes:
@@ -228,7 +210,7 @@ def _bomb(start: bytes) -> bytes:
     return gzip.compress(b"")[:10] + head + zeros * 256 + packer.flush(zlib.Z_FINISH) + bytes(8)
 
 
-def _places(masks: Masks, volume, mask, seeds):
+def _places(masks: Masks):
     masks.place("no such file", lambda path: None)
     masks.place("a folder", lambda path: path.mkdir())
     masks.place("a FIFO", lambda path: os.mkfifo(path))
@@ -243,121 +225,3 @@ def _places(masks: Masks, volume, mask, seeds):
 def _below_a_file(path: Path) -> Path:
     path.write_bytes(b"")
     return path / "m.nii"
-
-
-# -------------------------------------------------------------------------------------------------- tables
-
-
-def _write_dataset(home: Path, labels: bytes, boxes: bytes) -> Path:
-    root = home / "rsna"
-    (root / "segmentations").mkdir(parents=True)
-    for study in STUDIES:
-        (root / "train_images" / study).mkdir(parents=True)
-    (root / "train.csv").write_bytes(labels)
-    (root / "train_bounding_boxes.csv").write_bytes(boxes)
-    return root
-
-
-def _tables() -> list[Fault]:
-    faults = []
-
-    def add(name, expected=REFUSED, *, labels=LABELS, boxes=BOXES, says="", act=None, as_nobody=False):
-        def build(home: Path) -> Path:
-            made = (table() if callable(table) else table for table in (labels, boxes))
-            root = _write_dataset(home, *(t if isinstance(t, bytes) else t.encode() for t in made))
-            return (act and act(root)) or root
-
-        faults.append(Fault(f"tables: {name}", "dataset", build, expected, says, "dataset", as_nobody=as_nobody))
-
-    head, *rows = LABELS.splitlines(keepends=True)
-    first = STUDIES[0]
-    add("intact", READ)
-    add("a mark of byte order", READ, labels=b"\xef\xbb\xbf" + LABELS.encode(), boxes=b"\xef\xbb\xbf" + BOXES.encode())
-    add("quotes", READ, labels=LABELS.replace(first, f'"{first}"').replace("C1", '"C1"'))
-    add("lines of Windows", READ, labels=LABELS.replace("\n", "\r\n"))
-    add("no end of line at the end", READ, labels=LABELS.rstrip())
-    add("empty lines", READ, labels=LABELS.replace("\n", "\n\n"))
-    add("a column more", READ, labels="".join(f"{line},x\n" for line in LABELS.splitlines()))
-    add("boxes of nobody", READ, boxes=BOXES.splitlines()[0] + "\n")
-    add("boxes of nobody, no end of line", READ, boxes=BOXES.splitlines()[0])
-    add("other columns first", READ, labels="".join(f"x,{line}\n" for line in LABELS.splitlines()))
-    says = r"train\.csv"
-    add("empty", labels=b"", says=says)
-    add("columns only", EITHER, labels=head)
-    add("NUL bytes", EITHER, labels=LABELS.replace(",0", ",\0"), says=says)
-    add("NUL bytes only", labels=bytes(500), says=says)
-    add("a NUL in an id", labels=LABELS.replace(first, first[:-2] + "\0" + "21"), says=says)
-    add("UTF-16", labels=LABELS.encode("utf-16"), says=says)
-    add("noise", labels=np.random.default_rng(0).bytes(5000), says=says)
-    add("noise in the boxes", boxes=np.random.default_rng(0).bytes(5000), says="train_bounding_boxes")
-    add("gzip", labels=gzip.compress(LABELS.encode()), says=says)
-    add("semicolons", labels=LABELS.replace(",", ";"), says=says)
-    add("a column missing", labels=LABELS.replace("C7", "C9"), says="C7")
-    add("a column twice", labels=LABELS.replace("C7", "C6"), says="C7")
-    add("a label column and its double", EITHER, labels=LABELS.replace("C7\n", "C7,C7\n").replace(",0\n", ",0,1\n"))
-    add("other columns", labels="a,b,c\n1,2,3\n", says=says)
-    add("a million columns", labels=lambda: ",".join(map(str, range(10**6))) + "\n", says=says)
-    add("a name of a megabyte", labels=LABELS.replace("C7", "C" * 10**6), says=says)
-    add("an id of a megabyte", labels=LABELS.replace(first, "1." * 5 * 10**5), says=says)
-    add("a cell of a megabyte", labels=LABELS.replace("1,0\n", "1," + "x" * 10**6 + "\n"), says=says)
-    add("a quote that never ends", labels=LABELS.replace(first, '"' + first), says=says)
-    add("a row too long", labels=LABELS + STUDIES[1] + "9" + ",0" * 20 + "\n", says=says)
-    add("a row too short", labels=LABELS + STUDIES[1] + "9,0\n", says=says)
-    add("an id more than once", labels=LABELS + rows[0], says="once|times|one row")
-    for bad in (
-        "../../etc",
-        "/etc/passwd",
-        "..",
-        ".",
-        "a/b",
-        "",
-        "nan",
-        " ",
-        "1.2\t",
-        "a\\b",
-        "C:",
-        "%2e%2e",
-        "\u202e1.2",
-        "~root",
-    ):
-        expected = EITHER if bad == "nan" else REFUSED
-        add(f"the id {bad!r}", expected, labels=LABELS.replace(first, bad), boxes=BOXES.replace(first, bad), says=says)
-    for bad in ("2", "-1", "0.5", "", "nan", "inf", "yes", "1e999", "9" * 400, "0x1", "1_0"):
-        add(f"the label {bad[:10]!r}", labels=LABELS.replace("1,0\n", f"{bad},0\n"), says=says)
-    add("an overall label that disagrees", labels=LABELS.replace(f"{first},1", f"{first},0"), says="patient_overall")
-    for bad in ("left", "", "nan", "inf", "-inf", "1e999", "9" * 30, "6.5", "-3", "0"):
-        expected = EITHER if bad == "0" else REFUSED
-        add(f"a box in slice {bad[:10]!r}", expected, boxes=BOXES.replace(",6\n", f",{bad}\n"), says="train_bounding")
-    for bad in ("wide", "nan", "inf", "-1e999"):
-        add(f"a box {bad} wide", boxes=BOXES.replace("3.0", bad), says="train_bounding")
-    add("a box of an unknown study", boxes=BOXES.replace(first, "1.2.3"), says="train_bounding")
-    add("boxes without columns", boxes="1,2,3\n", says="train_bounding")
-    add("no such folder", act=lambda root: root / "absent")
-    add("a file in place of the folder", act=lambda root: root / "train.csv")
-    for name in ("train.csv", "train_bounding_boxes.csv"):
-        add(f"{name} absent", act=lambda root, n=name: (root / n).unlink(), says=name)
-        add(f"{name} a folder", act=lambda root, n=name: (root / n).unlink() or (root / n).mkdir(), says=name)
-        add(f"{name} a FIFO", act=lambda root, n=name: (root / n).unlink() or os.mkfifo(root / n), says=name)
-        add(f"{name} a link to itself", act=lambda r, n=name: (r / n).unlink() or (r / n).symlink_to(r / n), says=name)
-        add(f"{name} endless", act=lambda r, n=name: (r / n).unlink() or (r / n).symlink_to("/dev/zero"), says=name)
-        add(f"{name} nobody may read", act=lambda root, n=name: (root / n).chmod(0), says=name, as_nobody=True)
-    add("a folder nobody may enter", act=lambda root: root.chmod(0), as_nobody=True)
-    for name in ("train_images", "segmentations"):
-        add(f"{name} nobody may enter", act=lambda root, n=name: (root / n).chmod(0), says=name, as_nobody=True)
-    add("train_images a file", act=_a_file_for("train_images"), says="train_images")
-    add("segmentations a file", act=_a_file_for("segmentations"), says="segmentations")
-    add("a study that is a file", act=_a_file_for(f"train_images/{first}"), says=first)
-    add("a study that is absent", act=lambda root: (root / "train_images" / first).rmdir(), says=first)
-    add("a label file that is a folder", EITHER, act=lambda root: (root / "segmentations" / f"{first}.nii").mkdir())
-    return faults
-
-
-def _a_file_for(name: str):
-    def act(root: Path) -> None:
-        folder = root / name
-        for path in folder.iterdir():
-            path.rmdir()
-        folder.rmdir()
-        folder.write_text("not a folder")
-
-    return act
