@@ -53,11 +53,13 @@ class Contest:
     faults : name -> what was wrong with its result
     peaks : name -> peak memory, as a multiple of the volume's bytes
     judged : False for what is told for information only
+    kilobytes : mean size of a file
     """
 
     title: str
     files: int
     judged: bool = True
+    kilobytes: float = 0.0
     seconds: dict[str, list[float]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
@@ -210,9 +212,10 @@ def run(slices: int, size: int, repeats: int, studies: int) -> tuple[list[Contes
             count, turns = (slices, repeats) if judged else (max(slices // 5, 2), min(repeats, 3))
             with tempfile.TemporaryDirectory(dir=temporary) as place:
                 folder = Path(place) / "series"
-                io_files.write_series(folder, form, slices=count, size=size)
+                paths = io_files.write_series(folder, form, slices=count, size=size)
                 contest = read_contest(form, folder, io_files.neck(count, size), turns)
                 contest.judged = judged
+                contest.kilobytes = sum(path.stat().st_size for path in paths) / count / 1000
                 if form.name in WITH_MEMORY:
                     volume = 2 * count * size * size
                     contest.peaks = {name: peak_bytes(name, folder) / volume for name in contest.seconds}
@@ -223,7 +226,7 @@ def run(slices: int, size: int, repeats: int, studies: int) -> tuple[list[Contes
                     print(io_report.lines(headers[-1]), flush=True)
         root = Path(temporary) / "cohort"
         folders = io_files.write_hollow_cohort(root, studies=studies, slices=slices, size=size)
-        extra = {"screening.survey": survey_job(root)}
+        extra = {io_report.SURVEY: survey_job(root)}
         headers.append(header_contest(f"{studies} studies", folders, min(repeats, 3), extra=extra))
         print(io_report.lines(headers[-1]), flush=True)
     return reading, headers
