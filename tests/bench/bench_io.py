@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import random
 import resource
 import statistics
 import subprocess
@@ -52,11 +53,13 @@ class Contest:
     faults : name -> what was wrong with its result
     peaks : name -> peak memory, as a multiple of the volume's bytes
     judged : False for what is told for information only
+    kilobytes : mean size of a file
     """
 
     title: str
     files: int
     judged: bool = True
+    kilobytes: float = 0.0
     seconds: dict[str, list[float]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
@@ -81,6 +84,9 @@ def compete(
 ) -> Contest:
     """Let jobs take turns: once to warm the cache and to check the result, then `repeats` times on the clock.
 
+    Each time in another order, since a job may leave work to the next: a large volume that was given back in small
+    pages, for example, lets the system tidy up at the cost of whoever asks for the next one.
+
     Parameters
     ----------
     jobs : name -> job; the first must succeed, another one that raises is out and its fault is kept
@@ -88,7 +94,8 @@ def compete(
     """
     contest = Contest(title, files, seconds={name: [] for name in jobs})
     for run in range(repeats + 1):
-        for name in list(contest.seconds):
+        names = list(contest.seconds)
+        for name in random.Random(run).sample(names, len(names)):
             started = time.perf_counter()
             try:
                 result = jobs[name]()
@@ -205,9 +212,10 @@ def run(slices: int, size: int, repeats: int, studies: int) -> tuple[list[Contes
             count, turns = (slices, repeats) if judged else (max(slices // 5, 2), min(repeats, 3))
             with tempfile.TemporaryDirectory(dir=temporary) as place:
                 folder = Path(place) / "series"
-                io_files.write_series(folder, form, slices=count, size=size)
+                paths = io_files.write_series(folder, form, slices=count, size=size)
                 contest = read_contest(form, folder, io_files.neck(count, size), turns)
                 contest.judged = judged
+                contest.kilobytes = sum(path.stat().st_size for path in paths) / count / 1000
                 if form.name in WITH_MEMORY:
                     volume = 2 * count * size * size
                     contest.peaks = {name: peak_bytes(name, folder) / volume for name in contest.seconds}
@@ -218,7 +226,7 @@ def run(slices: int, size: int, repeats: int, studies: int) -> tuple[list[Contes
                     print(io_report.lines(headers[-1]), flush=True)
         root = Path(temporary) / "cohort"
         folders = io_files.write_hollow_cohort(root, studies=studies, slices=slices, size=size)
-        extra = {"screening.survey": survey_job(root)}
+        extra = {io_report.SURVEY: survey_job(root)}
         headers.append(header_contest(f"{studies} studies", folders, min(repeats, 3), extra=extra))
         print(io_report.lines(headers[-1]), flush=True)
     return reading, headers

@@ -185,7 +185,7 @@ def nifti_values(path: Path) -> np.ndarray:
 BEFORE_PIXELS = 0x7FDFFFFF
 
 READERS = (
-    Reader("this package", ours, "finds, sorts, checks; HU in int16; its own two threads", "pydicom"),
+    Reader("this package", ours, "two threads; finds, checks, sorts, HU in int16", "pydicom"),
     Reader(
         "SimpleITK, names given",
         sitk_named,
@@ -208,8 +208,8 @@ READERS = (
         "dicomsdl",
         values=lambda stored: stored.view(np.int16) + np.int16(-1024),
     ),
-    Reader("pydicom, careful", pydicom_careful, "one thread; sorted, HU in int16", "pydicom"),
-    Reader("pydicom, as in tutorials", pydicom_tutorial, "one thread; sorted, HU in float64", "pydicom"),
+    Reader("pydicom, careful", pydicom_careful, "one thread; sorted, HU in int16; gdcm decodes", "pydicom"),
+    Reader("pydicom, as in tutorials", pydicom_tutorial, "one thread; sorted, HU in float64; gdcm decodes", "pydicom"),
     Reader("gdcm", gdcm_reader, "one thread; sorted by IPPSorter, HU in int16", "python-gdcm"),
     Reader("dcm2niix", dcm2niix, "a process that writes a NIfTI file", "dcm2niix", values=nifti_values),
 )
