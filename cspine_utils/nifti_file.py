@@ -139,9 +139,10 @@ def _affines(path: Path, header) -> tuple[np.ndarray, np.ndarray | None]:
         )
     affine = header.get_sform() if sform else header.get_qform()
     if not placement.is_invertible(affine):
+        rows = " ".join(np.array2string(affine[:3], precision=3).split())
         refuse(
             path,
-            f"an affine that gives voxels no place of their own ({np.array2string(affine[:3], precision=3)})",
+            f"an affine that gives voxels no place of their own ({rows})",
             "three axes of finite length that point three ways",
             "export the label map again with its geometry.",
         )
@@ -179,6 +180,8 @@ def reading(path: Path):
     except MaskError:
         raise
     except Exception as error:  # nibabel, zlib and the file system fail in many ways on damaged files
+        if isinstance(error, nib.spatialimages.HeaderDataError):  # it quotes bytes of the file, which may be a name
+            refuse(path, "a file that cannot be read (its header is damaged)", *_A_LABEL_MAP)
         said = " ".join(str(error).split()) or type(error).__name__
         refuse(path, f"a file that cannot be read ({said})", *_A_LABEL_MAP, error)
 

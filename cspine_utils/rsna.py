@@ -61,7 +61,18 @@ def read_tables(root) -> Tables:
     labels = _read_labels(root / "train.csv")
     boxes = _read_boxes(root / "train_bounding_boxes.csv", labels)
     folder = root / "segmentations"
-    found = sorted(p.name.removesuffix(".nii") for p in folder.glob("[!.]*.nii")) if os.path.isdir(folder) else None
+    found = None
+    if os.path.isdir(folder):
+        try:
+            names = os.listdir(folder)
+        except OSError as error:
+            raise DatasetError(
+                folder,
+                found=f"a folder that cannot be read ({error.strerror})",
+                expected="the label maps",
+                remedy="correct its permissions: without them every study would seem to have no label map.",
+            ) from error
+        found = sorted(name.removesuffix(".nii") for name in names if name.endswith(".nii") and name[0] != ".")
     return Tables(labels, boxes, None if found is None else tuple(found))
 
 

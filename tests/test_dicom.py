@@ -266,6 +266,29 @@ def test_two_series_in_one_folder(tmp_path, volume):
         read_series(tmp_path)
 
 
+@pytest.mark.parametrize("at", [0, 3, 6])
+def test_a_slice_whose_uid_is_damaged_is_not_left_out(tmp_path, volume, at):
+    paths = write_series(tmp_path, volume)
+    edit(paths[at], lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.826.0.1.3680043.1.7"))
+    with pytest.raises(SeriesError, match=rf"{paths[at].name}.*continues the other series"):
+        read_series(tmp_path)
+
+
+def test_a_single_slice_elsewhere_is_left_out(tmp_path, volume):
+    paths = write_series(tmp_path, volume)
+    alone = tmp_path / "monitoring.dcm"
+    alone.write_bytes(paths[3].read_bytes())
+
+    def elsewhere(dataset):
+        dataset.SeriesInstanceUID = "1.2.826.0.1.3680043.1.7"
+        dataset.ImagePositionPatient[2] -= 40
+
+    edit(alone, elsewhere)
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu, volume.hu)
+    assert re.fullmatch(r"another series: 1 axial slice.*monitoring\.dcm\)", read.left_out["monitoring.dcm"])
+
+
 def test_empty_and_absent_folders(tmp_path):
     with pytest.raises(SeriesError, match="no files"):
         read_series(tmp_path)

@@ -22,9 +22,13 @@ _REMEMBERED = 32
 
 
 class _Layout(NamedTuple):
-    """A header that was read: its bytes with the free ones cleared, and what came of it."""
+    """A header that was read: its bytes with the free ones cleared, and what came of it.
+
+    `last` are the twelve bytes before the pixels, a quick look at whether lengths are the same at all.
+    """
 
     end: int
+    last: bytes
     mask: int
     bits: int
     position: slice | None
@@ -63,8 +67,10 @@ class HeaderReader:
                 mask[start:stop] = bytes(min(stop, end) - start)
         bits = int.from_bytes(mask, "little")
         with open(path, "rb") as file:
-            data = int.from_bytes(file.read(end), "little")
-        self._layouts.insert(0, _Layout(end, bits, data & bits, places[0] if places else None, result))
+            data = file.read(end)
+        whole = int.from_bytes(data, "little") & bits
+        last = b"" if 0 in mask[end - 12 :] else data[end - 12 :]
+        self._layouts.insert(0, _Layout(end, last, bits, whole, places[0] if places else None, result))
         del self._layouts[_REMEMBERED:]
 
     def _alike(self, path: Path) -> list[SliceHeader] | NoSlice | None:
@@ -78,6 +84,8 @@ class HeaderReader:
         try:
             data = os.read(descriptor, FIRST_READ)
             for place, layout in enumerate(self._layouts):
+                if data[layout.end - len(layout.last) : layout.end] != layout.last:
+                    continue
                 if int.from_bytes(data[: layout.end], "little") & layout.mask == layout.bits:
                     if place:
                         self._layouts.insert(0, self._layouts.pop(place))

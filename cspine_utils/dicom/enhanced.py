@@ -61,7 +61,7 @@ def read_headers(path: Path, read: Elements) -> list[SliceHeader]:
             found=f"functional groups that cannot be read ({type(error).__name__})",
             expected="an Enhanced CT with the geometry of each frame",
             remedy="the file is truncated or damaged: download it again.",
-        ) from error
+        ) from None  # pydicom's message quotes the header
 
 
 def _value(path: Path, number: int, frame: pydicom.Dataset, shared: pydicom.Dataset, name: str):

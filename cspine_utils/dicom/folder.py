@@ -17,7 +17,7 @@ from cspine_utils.errors import SeriesError
 
 from .alike import HeaderReader
 from .elements import NotDicom
-from .geometry import orientation_of
+from .geometry import measure, orientation_of
 from .headers import NoSlice, SliceHeader
 
 
@@ -58,6 +58,7 @@ class FolderListing:
             chosen = self._unambiguous()
         for series in self.series:
             if series is not chosen[0]:
+                _check_no_continuation(series, chosen[0])
                 reason = "another series: " + describe(series)
                 self.left_out.update({header.path.name: reason for header in series})
         return chosen[0]
@@ -141,7 +142,7 @@ def _sort_out(headers, others: dict[Path, NoSlice], doubtful: dict[Path, str], l
                 remedy="its header is damaged or it was put into the wrong series: download it again, or move it away.",
             )
         left_out[path.name] = other.reason
-    suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"}
+    suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"} if doubtful else ()
     for path, reason in doubtful.items():
         if path.suffix.lower() in suffixes:
             raise SeriesError(
@@ -193,6 +194,35 @@ def _is_stack(series: tuple[SliceHeader, ...]) -> bool:
     """Slices at different places: not a single image, and not one place followed in time."""
     places = np.array([header.position_mm for header in series])
     return len(series) > 1 and bool(np.ptp(places, axis=0).max() > 1e-3)
+
+
+def _check_no_continuation(other, chosen) -> None:
+    """Refuse to leave out a single slice that is the next one, or a missing one, of the chosen series.
+
+    One flipped digit in a UID makes a series of its own of it, and the chosen one looks whole if it was the last.
+    """
+    if len(other) > 1 or not _is_stack(chosen) or _plane(other[0]) != _plane(chosen[0]):
+        return
+    geometry = measure(chosen)
+    steps = geometry.gaps_mm.sum() / geometry.step_mm  # from the first to the last slice, missing ones counted
+    affine = geometry.affine.copy()
+    affine[:3, 0] *= len(geometry.gaps_mm) / steps
+    x, y, z = other[0].position_mm
+    place = np.linalg.inv(affine) @ [-x, -y, z, 1]
+    number = round(place[0])
+    on_the_grid = np.abs(place[:3] - [number, 0, 0]).max() < 0.05
+    if on_the_grid and (number in (-1, round(steps) + 1) or (geometry.problem and 0 < number < steps)):
+        raise SeriesError(
+            other[0].path,
+            found="a slice that continues the other series of the folder, under another UID",
+            expected="the UID of that series, or another place",
+            remedy="its header is damaged: download it again. If it really is something else, move it away.",
+        )
+
+
+def _plane(header: SliceHeader) -> tuple:
+    """What all slices of a series share."""
+    return header.rows, header.columns, *np.round((*header.orientation, *header.pixel_spacing_mm), 3)
 
 
 def describe(series: tuple[SliceHeader, ...]) -> str:

@@ -55,6 +55,9 @@ _TERMS = {"CT", *_MODALITIES} | set(
     "GM HC HD IO IOL IVOCT IVUS KER LEN LP LS M3D MA MG MS OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS PA PLAN POS "
     "PX RESP RF RG RTIMAGE RTINTENT RTRAD RTRECORD RTSEGANN RWV SM SMR SRF ST STAIN TEXTUREMAP TG VA VF XC".split()
 )
+_GREY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = set("RGB YBR_FULL YBR_FULL_422 YBR_PARTIAL_420 YBR_PARTIAL_422 YBR_ICT YBR_RCT HSV ARGB CMYK".split())
+_COLOUR.add("PALETTE COLOR")
 # Units of dual-energy and other maps that carry the CT modality (PS3.3, C.11.1.1.2).
 _NOT_HU = {
     "OD": "optical density",
@@ -211,12 +214,15 @@ def _no_slice(path: Path, read: Elements) -> str:
         return "a secondary capture: a picture of a screen or a form, no CT slice"
     if modality not in _TERMS or not isinstance(modality, str):
         raise damaged(path, "a Modality that does not exist")
-    if not modality and sop_class and UID(sop_class, IGNORE).name == sop_class:
+    unknown = sop_class and UID(sop_class, IGNORE).name == sop_class
+    if unknown and (not modality or sop_class.startswith("1.2.840.10008.")):
         raise damaged(path, "a SOP class that does not exist")
     if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
         return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
-    photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
-    if values.get("SamplesPerPixel", (1,)) != (1,) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
+    photometric, samples = values.get("PhotometricInterpretation", "MONOCHROME2"), values.get("SamplesPerPixel", (1,))
+    if photometric not in (*_GREY, *_COLOUR) or samples not in ((1,), (3,), (4,)):
+        raise damaged(path, "a PhotometricInterpretation or SamplesPerPixel that does not exist")
+    if photometric not in _GREY or samples != (1,):
         return "a colour image"
     if values.get("RescaleType", "") in _NOT_HU:
         return f"not in HU ({_NOT_HU[values['RescaleType']]})"
@@ -240,10 +246,15 @@ def _numbers(path: Path, values: dict, keyword: str, count: int) -> tuple[float,
     """`count` finite numbers of a header, or a SeriesError that names the tag."""
     numbers = values.get(keyword)
     if numbers is None or len(numbers) != count or not all(map(math.isfinite, numbers)):
-        found = "no " + keyword if numbers is None else keyword + " = " + ("\\".join(map(str, numbers)) or "no number")
+        if numbers is None:
+            found = f"no {keyword}"
+        elif len(numbers) != count:  # text in place of numbers is not repeated: it may be a name
+            found = f"{keyword} with {len(numbers)} numbers"
+        else:
+            found = f"{keyword} = " + "\\".join(map(str, numbers))
         raise SeriesError(
             path,
-            found=found[:200],
+            found=found,
             expected=f"{count} finite number(s)",
             remedy="the file is truncated or damaged: download it again, or leave it out.",
         )

@@ -21,7 +21,7 @@ from .walk import inflate
 AIR_HU = -1000
 #: HU given to padding that would come out brighter than air.
 PADDING_HU = -1024
-#: Codecs and file reads let other threads run, so two of them share the work.
+#: Codecs let other threads run, so two of them share the work.
 THREADS = 2
 
 _INT16 = np.iinfo(np.int16)
@@ -45,9 +45,13 @@ def read_into(headers, slices: np.ndarray) -> None:
             for place, stored in zip(places, _frames([headers[place] for place in places]), strict=True):
                 _fill(headers[place], slices[place], stored)
         return
-    with ThreadPoolExecutor(THREADS) as pool:
-        for _ in pool.map(_fill, headers, slices):
-            pass  # raises what a slice raised, and drops the slices that wait
+    if all(map(_lies_as_in_the_volume, headers, slices)):  # more threads would wait for the same memory
+        for header, target in zip(headers, slices, strict=True):
+            _fill(header, target)
+    else:
+        with ThreadPoolExecutor(THREADS) as pool:
+            for _ in pool.map(_fill, headers, slices):
+                pass  # raises what a slice raised, and drops the slices that wait
     if any(header.pixels.inverted_display for header in headers):
         _undo_inversion(headers, slices)
 
@@ -67,12 +71,12 @@ def _fill(header: SliceHeader, target: np.ndarray, stored: np.ndarray | None = N
     except MemoryError:
         raise
     except Exception as error:  # damaged pixels make every decoder fail in its own way
-        raise _undecodable(header, error) from error
+        raise _undecodable(header, error) from (error if header.elements.simple else None)
 
 
 def _undecodable(header: SliceHeader, error: Exception) -> SeriesError:
     # pydicom's messages quote the header, which may hold a person's name: their kind has to do.
-    ours = isinstance(error, ValueError | OSError | RuntimeError) and header.elements.simple
+    ours = isinstance(error, ValueError | OSError | RuntimeError) and header.elements.simple and header.frame is None
     why = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}" if ours else type(error).__name__
     return SeriesError(
         header.path,
@@ -124,7 +128,7 @@ def _frames(headers):
         with quietly():
             yield from iter_pixels(headers[0].path, indices=frames, raw=True, decoding_plugin=_plugin(headers[0]))
     except Exception as error:
-        raise _undecodable(headers[0], error) from error
+        raise _undecodable(headers[0], error) from None
 
 
 def _plugin(header: SliceHeader) -> str:
@@ -140,7 +144,7 @@ def _to_hu(stored: np.ndarray, pixels: PixelFormat, target: np.ndarray) -> None:
     _fill_unused_bits(stored, pixels)
     outside = _padding(stored, pixels)
     slope, intercept = pixels.slope, pixels.intercept
-    if slope == 1 and intercept.is_integer() and stored.dtype.itemsize == 2 and _fits(stored, int(intercept)):
+    if slope == 1 and intercept.is_integer() and stored.dtype.itemsize == 2 and _fits(stored, pixels):
         # The sum fits into 16 bits, so it may be done modulo 2**16 in the memory of the volume itself.
         np.add(stored.view(np.int16), np.int64(intercept).astype(np.int16), out=target)
     else:
@@ -153,18 +157,24 @@ def _to_hu(stored: np.ndarray, pixels: PixelFormat, target: np.ndarray) -> None:
 
 def _fill_unused_bits(stored: np.ndarray, pixels: PixelFormat) -> None:
     """Bits beyond BitsStored hold no value: repeat the sign there, or clear them. (PS3.5, 8.1.1)"""
-    unused = 8 * stored.dtype.itemsize - 1 - pixels.high
-    if pixels.stored < 8 * stored.dtype.itemsize:
-        np.left_shift(stored, unused, out=stored)
-        np.right_shift(stored, 8 * stored.dtype.itemsize - pixels.stored, out=stored)
+    bits = 8 * stored.dtype.itemsize
+    if pixels.stored == bits:
+        return
+    if pixels.signed or pixels.high + 1 != pixels.stored:
+        np.left_shift(stored, bits - 1 - pixels.high, out=stored)
+        np.right_shift(stored, bits - pixels.stored, out=stored)
+    else:
+        np.bitwise_and(stored, 2**pixels.stored - 1, out=stored)
 
 
-def _fits(stored: np.ndarray, intercept: int) -> bool:
+def _fits(stored: np.ndarray, pixels: PixelFormat) -> bool:
     """True where stored + intercept stays within int16. Only what the header leaves open is looked up."""
-    limits = np.iinfo(stored.dtype)
-    low = limits.min if limits.min + intercept >= _INT16.min else int(stored.min())
-    high = limits.max if limits.max + intercept <= _INT16.max else int(stored.max())
-    return low + intercept >= _INT16.min and high + intercept <= _INT16.max
+    lowest = -(2 ** (pixels.stored - 1)) if pixels.signed else 0
+    highest = lowest + 2**pixels.stored - 1
+    shift = int(pixels.intercept)
+    low = lowest if lowest + shift >= _INT16.min else int(stored.min())
+    high = highest if highest + shift <= _INT16.max else int(stored.max())
+    return low + shift >= _INT16.min and high + shift <= _INT16.max
 
 
 def _padding(stored: np.ndarray, pixels: PixelFormat) -> np.ndarray | None:

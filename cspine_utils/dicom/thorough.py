@@ -76,7 +76,7 @@ def read_by_pydicom(path: Path) -> Elements:
     except OSError as error:
         raise unreadable(path, error) from error
     except Exception as error:  # whatever bytes are in the file: pydicom raises many kinds of errors on them
-        raise damaged(path, type(error).__name__) from error
+        raise damaged(path, type(error).__name__) from None  # its message quotes the header
     complete = ended or values["TransferSyntaxUID"] in NATIVE_SYNTAXES
     return Elements(values, None, size - pixels_at, (), False, complete, dataset)
 
