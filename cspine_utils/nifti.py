@@ -25,6 +25,7 @@ from cspine_utils.errors import GridMismatch, MaskError
 from cspine_utils.nifti_file import StoredArray, read_header, reading, refuse, slabs
 from cspine_utils.placement import check_placement as check_placement  # of the reader's tools, they belong here too
 from cspine_utils.placement import flips_by_hu as flips_by_hu
+from cspine_utils.placement import nonzero_box
 from cspine_utils.volume import describe_grid, grid_map
 
 #: A file on another grid is read whole in order to be resampled: up to the size of the largest real label map.
@@ -63,7 +64,8 @@ def read_aligned(path, grid, *, resample: bool = False) -> np.ndarray:
 
     Returns
     -------
-    `(d, h, w)`, contiguous, the stored type (float64 where the header scales the values)
+    `(d, h, w)`, contiguous, the stored type. Where the header scales the values: int32 for 16-bit numbers with whole
+    slope and intercept (a CT with its -1024 in the header), float64 for all others
 
     Raises
     ------
@@ -99,7 +101,7 @@ def describe_mask(path, grid) -> MaskReport:
         mask = read_mask(path, grid)
     except MaskError as error:
         return MaskReport(shape, codes, (), error)
-    box = _nonzero_box(mask)
+    box = nonzero_box(mask)
     counts = np.bincount(mask[box].ravel(), minlength=1) if box else np.zeros(1)
     return MaskReport(shape, codes, tuple(int(label) for label in np.flatnonzero(counts) if label), None)
 
@@ -123,6 +125,8 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
     path, mask = Path(path), np.asarray(mask)
     if mask.shape != tuple(grid.shape):
         refuse(path, f"labels of shape {mask.shape}", f"{tuple(grid.shape)}, the shape of the grid", "pass its own.")
+    if not placement.is_invertible(np.asarray(grid.affine)):
+        refuse(path, f"the affine {grid.affine}", "one that gives every voxel a place of its own", "pass the CT's.")
     labels = _as_labels(path, mask)
     turn = orientations.ornt_transform(orientations.io_orientation(grid.affine), orientations.axcodes2ornt("LAS"))
     array = orientations.apply_orientation(labels, turn).astype(np.uint16)
@@ -165,7 +169,7 @@ def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
                 "bring it onto the CT's grid with the tool that made it.",
             )
         values = _place(path, stored, ((0, 1, 2), ()), convert, dtype)
-        box = _nonzero_box(values)
+        box = nonzero_box(values)
         placed = np.zeros(grid.shape, values.dtype)
         if box:
             _nearest(values, box, grid_map(grid.affine, stored.affine), placed)
@@ -179,7 +183,7 @@ def _place(path: Path, stored: StoredArray, permutation, convert, dtype) -> np.n
     placed = np.zeros([stored.shape[axis] for axis in order], dtype or stored.value_type)
     as_stored = np.flip(placed, reversed_axes).transpose(np.argsort(order))  # the same memory, indexed as the file is
     for first, slab in slabs(path, stored):
-        box = _nonzero_box(slab)
+        box = nonzero_box(slab)
         if box:
             as_stored[..., first : first + slab.shape[2]][box] = convert(path, slab[box])
     return placed
@@ -198,20 +202,6 @@ def _nearest(values: np.ndarray, box, to_stored: np.ndarray, placed: np.ndarray)
         nearest = np.floor(in_plane + linear[:, 0] * d + 0.5).astype(np.int64)
         inside = ((nearest >= 0) & (nearest < size)).all(axis=0)
         placed[d, start[1] : stop[1], start[2] : stop[2]][inside] = values[tuple(nearest[:, inside])]
-
-
-def _nonzero_box(array: np.ndarray):
-    """Slices around all that is not zero (NaN included), or None."""
-    bits = array.view(
-        f"u{array.itemsize}"
-    )  # the maximum of unsigned numbers is the quickest way to see one that is not 0
-    lines = bits.max(axis=0)
-    rows, planes = (np.flatnonzero(lines.any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
-        return None
-    box = slice(rows[0], rows[-1] + 1), slice(planes[0], planes[-1] + 1)
-    first = np.flatnonzero(bits[:, *box].max(axis=(1, 2)))
-    return slice(first[0], first[-1] + 1), *box
 
 
 def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:

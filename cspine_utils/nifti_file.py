@@ -43,7 +43,11 @@ class StoredArray:
 
     @property
     def value_type(self) -> np.dtype:
-        return np.dtype(np.float64) if self.scaling else self.dtype.newbyteorder("=")
+        """The stored type; scaled 16-bit numbers are int32 where slope and intercept are whole, else float64."""
+        if not self.scaling:
+            return self.dtype.newbyteorder("=")
+        is_whole = all(abs(number) < 2**14 and number == int(number) for number in self.scaling)
+        return np.dtype(np.int32 if is_whole and self.dtype.kind in "ui" and self.dtype.itemsize <= 2 else np.float64)
 
     @property
     def nbytes(self) -> int:
@@ -96,9 +100,9 @@ def slabs(path: Path, stored: StoredArray):
     Numbers may be in the other byte order. A plain file is mapped, a compressed one passes through one buffer.
     """
     many = max(1, min(stored.shape[2], _SLAB_BYTES // (stored.nbytes // stored.shape[2])))
-    slope, intercept = stored.scaling or (1, 0)
+    slope, intercept = (stored.value_type.type(number) for number in stored.scaling or (1, 0))
     for first, planes in _planes(path, stored, many):
-        yield first, planes * slope + intercept if stored.scaling else planes
+        yield first, planes.astype(stored.value_type) * slope + intercept if stored.scaling else planes
 
 
 def _planes(path: Path, stored: StoredArray, many: int):
@@ -169,6 +173,7 @@ def _open(path: Path):
 
 @contextlib.contextmanager
 def reading(path: Path):
+    """Whatever goes wrong inside, with whatever bytes, leaves as a MaskError that names the file."""
     try:
         yield
     except MaskError:
@@ -179,4 +184,5 @@ def reading(path: Path):
 
 
 def refuse(path: Path, found: str, expected: str, remedy: str, cause: Exception | None = None):
+    """Raise the MaskError of a file."""
     raise MaskError(path, found=found, expected=expected, remedy=remedy) from cause

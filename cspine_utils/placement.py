@@ -24,8 +24,10 @@ CORNER_TOLERANCE_VOXELS = 0.1
 FLIP_MARGIN_HU = 10.0
 _WORDS = {"L": "the left", "R": "the right", "A": "the front", "P": "the back", "S": "the head", "I": "the feet"}
 _OPPOSITE = dict(zip("LRAPSI", "RLPAIS", strict=True))
-_OWN_GRID = "use the label map of this very study; if it was resampled, resample it back to the CT's grid with nearest "
-_OWN_GRID += "neighbour, or ask for resample=True."
+_OTHER_STUDY = "use the label map of this very study."
+_OWN_GRID = (
+    "use the label map as it was drawn on this CT; where there is no other, resample=True takes the nearest voxel."
+)
 
 
 def match(shape, affine: np.ndarray, grid):
@@ -87,9 +89,9 @@ def diagnose(shape, affine: np.ndarray, grid) -> tuple[str, str]:
     kinds = [kind for kind in (turned, spaced, counted, shifted) if kind]
     what = "; ".join(fault for kind in kinds for fault in kind)
     if apart(shape, affine, grid):
-        return "another study altogether: the two grids do not overlap", _OWN_GRID
+        return "another study altogether: the two grids do not overlap", _OTHER_STUDY
     if len(kinds) >= 3:
-        return f"another study altogether: {what}", _OWN_GRID
+        return f"another study altogether: {what}", _OTHER_STUDY
     return what or "corners that lie off the CT's by a little in several ways", _OWN_GRID
 
 
@@ -152,7 +154,8 @@ def _turned(found: Grid, grid) -> list[str]:
             f"sheared: {'dhw'[axis]} leans {degrees[axis]:.2f} degrees from the CT's while the other axes agree "
             "(a gantry tilt that only one of the two headers has?)"
         ]
-    return [f"rotated by {degrees.max():.2f} degrees"]
+    turn = theirs @ np.linalg.inv(ours)
+    return [f"rotated by {np.degrees(np.arccos(np.clip((np.trace(turn) - 1) / 2, -1, 1))):.2f} degrees"]
 
 
 def _allowed_degrees(grid, axis: int) -> float:
@@ -169,7 +172,9 @@ def _spaced(found: Grid, grid) -> list[str]:
         return []
     steps = ", ".join(f"{theirs[a]:.4g} mm along {'dhw'[a]} where the CT has {ours[a]:.4g}" for a in differ)
     extents = [found.shape[a] * theirs[a] / (grid.shape[a] * ours[a]) for a in range(3)]
-    same_field = all(abs(extent - 1) * n <= 1 for extent, n in zip(extents, grid.shape, strict=True))
+    same_field = found.shape != tuple(grid.shape) and all(
+        abs(extent - 1) * n <= 1 for extent, n in zip(extents, grid.shape, strict=True)
+    )
     resampled = "; the same field of view, so it was resampled" if same_field else ""
     return [f"another spacing: {steps}{resampled}"]
 
@@ -235,21 +240,35 @@ def apart(shape, affine, grid) -> bool:
     return bool((there.max(axis=0) < -0.5).any() or (there.min(axis=0) > np.array(grid.shape) - 0.5).any())
 
 
+def nonzero_box(array: np.ndarray):
+    """Slices around all that is not zero (NaN included), or None."""
+    bits = array.view(
+        f"u{array.itemsize}"
+    )  # the maximum of unsigned numbers is the quickest way to see one that is not 0
+    lines = bits.max(axis=0)
+    rows, planes = (np.flatnonzero(lines.any(axis=axis)) for axis in (1, 0))
+    if not len(rows):
+        return None
+    box = slice(rows[0], rows[-1] + 1), slice(planes[0], planes[-1] + 1)
+    first = np.flatnonzero(bits[:, *box].max(axis=(1, 2)))
+    return slice(first[0], first[-1] + 1), *box
+
+
 def flips_by_hu(volume: Volume, mask: np.ndarray, labels=CERVICAL_IDS) -> pd.Series:
     """Mean HU under the labels, for the mask as it is and for its seven flips.
 
     Bone is bright, so the right placement has the highest mean. Names of the flips: "as placed", "flipped d",
     "flipped d and h", ... Raises MaskError if the mask has another shape or none of the labels.
     """
-    if mask.shape != volume.shape or not (wanted := np.isin(np.arange(256), labels)[mask]).any():
+    inside = nonzero_box(mask) if mask.shape == volume.shape else None
+    part = None if inside is None else np.isin(mask[inside], list(labels))
+    if part is None or not part.any():
         raise MaskError(
             f"the label map of {volume.study_uid or 'this volume'}",
             found=f"labels of shape {mask.shape}, {np.count_nonzero(mask)} voxels not 0",
             expected=f"shape {volume.shape} and some of the labels {list(labels)}",
             remedy="place the label map with nifti.read_mask first; name the labels that it has.",
         )
-    inside = tuple(slice(at.min(), at.max() + 1) for at in np.nonzero(wanted))
-    part = wanted[inside]
     means = {}
     for flips in product((False, True), repeat=3):
         axes = tuple(axis for axis in range(3) if flips[axis])

@@ -279,6 +279,8 @@ def _tables() -> list[Fault]:
     add("empty lines", READ, labels=LABELS.replace("\n", "\n\n"))
     add("a column more", READ, labels="".join(f"{line},x\n" for line in LABELS.splitlines()))
     add("boxes of nobody", READ, boxes=BOXES.splitlines()[0] + "\n")
+    add("boxes of nobody, no end of line", READ, boxes=BOXES.splitlines()[0])
+    add("other columns first", READ, labels="".join(f"x,{line}\n" for line in LABELS.splitlines()))
     says = r"train\.csv"
     add("empty", labels=b"", says=says)
     add("columns only", EITHER, labels=head)
@@ -340,6 +342,8 @@ def _tables() -> list[Fault]:
         add(f"{name} endless", act=lambda r, n=name: (r / n).unlink() or (r / n).symlink_to("/dev/zero"), says=name)
         add(f"{name} nobody may read", act=lambda root, n=name: (root / n).chmod(0), says=name, as_nobody=True)
     add("a folder nobody may enter", act=lambda root: root.chmod(0), as_nobody=True)
+    for name in ("train_images", "segmentations"):
+        add(f"{name} nobody may enter", act=lambda root, n=name: (root / n).chmod(0), says=name, as_nobody=True)
     add("train_images a file", act=_a_file_for("train_images"), says="train_images")
     add("segmentations a file", act=_a_file_for("segmentations"), says="segmentations")
     add("a study that is a file", act=_a_file_for(f"train_images/{first}"), says=first)

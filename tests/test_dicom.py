@@ -199,6 +199,11 @@ def bad_transfer_syntax(paths):
     edit(paths[3], change)
 
 
+def bad_unit(paths):
+    for path in paths:
+        edit(path, lambda dataset: setattr(dataset, "RescaleType", "MGML"))
+
+
 def bad_bits(paths):
     edit(paths[3], lambda dataset: setattr(dataset, "BitsStored", 17))
 
@@ -239,6 +244,7 @@ def bad_only_one(paths):
         (bad_one_modality, ["7.dcm", "not CT (MR), in the series of the slices"]),
         (bad_multiframe, ["no CT slice", "a multi-frame file (4 frames) that is no Enhanced CT"]),
         (bad_transfer_syntax, ["4.dcm", "MPEG2", "1.2.840.10008.1.2.4.100", "a decoder", "gdcmconv"]),
+        (bad_unit, ["no CT slice", "not in HU (mg/ml of a material)"]),
         (bad_bits, ["4.dcm", "17 bits", "in 16"]),
         (bad_spacing, ["4.dcm", "positive spacing"]),
         (bad_orientation, ["4.dcm", "right angles"]),
@@ -265,6 +271,8 @@ def test_empty_and_absent_folders(tmp_path):
         read_series(tmp_path)
     with pytest.raises(SeriesError, match="no such folder"):
         read_series(tmp_path / "absent")
+    with pytest.raises(SeriesError, match="cannot be read"):
+        read_series("a name\0that no file has")
 
 
 def test_hidden_files_are_not_slices(tmp_path, volume):

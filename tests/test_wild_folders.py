@@ -2,6 +2,7 @@
 
 import re
 import warnings
+import zlib
 
 import imagecodecs
 import numpy as np
@@ -20,6 +21,7 @@ from cspine_utils.errors import SeriesError
 from cspine_utils.volume import Volume
 
 STUDY = "1.2.826.0.1.3680043.7"
+OWN_SERIES = STUDY + ".55"
 SHAPE = (6, 9, 11)
 
 
@@ -54,8 +56,8 @@ def _element(keyword, value):
     )
 
 
-def coronal(volume, flip=1):
-    """The same voxels cut from front to back; `flip=-1`: from back to front."""
+def coronal(volume):
+    """The same voxels, cut from front to back."""
     matrix = np.array([[0, 1, 0, 0], [1, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
     return Volume(np.ascontiguousarray(volume.hu.transpose(1, 0, 2)), volume.affine @ matrix)
 
@@ -66,7 +68,9 @@ def sagittal(volume):
 
 
 def save(dataset, path, sop_class):
-    """A data set of any kind as a file of its own."""
+    """A data set of any kind as a file of its own, in a series of its own unless it was put into one."""
+    if dataset.SeriesInstanceUID == OWN_SERIES:
+        dataset.SeriesInstanceUID = f"{STUDY}.{zlib.crc32(path.name.encode())}"
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = sop_class
     dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{STUDY}.5.{len(path.name)}"
     dataset.save_as(path)
@@ -74,7 +78,7 @@ def save(dataset, path, sop_class):
 
 def copy_of(path, **tags):
     dataset = pydicom.dcmread(path)
-    dataset.SeriesInstanceUID = STUDY + ".55"
+    dataset.SeriesInstanceUID = OWN_SERIES
     for keyword, value in tags.items():
         setattr(dataset, keyword, value)
     return dataset
@@ -160,7 +164,11 @@ def put_report(folder, paths):
 
 def put_mr(folder, paths):
     for number, path in enumerate(paths[:3]):
-        save(copy_of(path, Modality="MR"), folder / f"mr{'0' * number}.dcm", uid.MRImageStorage)
+        save(
+            copy_of(path, Modality="MR", SeriesInstanceUID=STUDY + ".57"),
+            folder / f"mr{'0' * number}.dcm",
+            uid.MRImageStorage,
+        )
 
 
 def put_dicomdir(folder, paths):

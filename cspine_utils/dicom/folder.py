@@ -161,15 +161,16 @@ def _entries(folder: Path) -> list[tuple[Path, str]]:
     try:
         with os.scandir(folder) as entries:
             return [(folder / entry.name, _kind(entry)) for entry in sorted(entries, key=lambda entry: entry.name)]
-    except OSError as error:
-        absent, file = isinstance(error, FileNotFoundError), os.path.isfile(folder)
+    except (OSError, ValueError) as error:  # ValueError: a name that holds a zero byte
+        if isinstance(error, FileNotFoundError):
+            found = "no such folder"
+        elif os.path.isfile(folder):
+            found = "a file"
+        else:
+            found = f"a folder that cannot be read ({getattr(error, 'strerror', error)})"
         raise SeriesError(
             folder,
-            found="no such folder"
-            if absent
-            else "a file"
-            if file
-            else f"a folder that cannot be read ({error.strerror})",
+            found=found,
             expected="a folder of DICOM slices",
             remedy="name the folder of one series, e.g. train_images/<StudyInstanceUID>.",
         ) from error

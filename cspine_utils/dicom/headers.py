@@ -55,6 +55,15 @@ _TERMS = {"CT", *_MODALITIES} | set(
     "GM HC HD IO IOL IVOCT IVUS KER LEN LP LS M3D MA MG MS OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS PA PLAN POS "
     "PX RESP RF RG RTIMAGE RTINTENT RTRAD RTRECORD RTSEGANN RWV SM SMR SRF ST STAIN TEXTUREMAP TG VA VF XC".split()
 )
+# Units of dual-energy and other maps that carry the CT modality (PS3.3, C.11.1.1.2).
+_NOT_HU = {
+    "OD": "optical density",
+    "MGML": "mg/ml of a material",
+    "Z_EFF": "effective atomic number",
+    "ED": "electron density",
+    "EDW": "electron density of water",
+    "PCT": "percent",
+}
 
 
 class PixelFormat(NamedTuple):
@@ -209,6 +218,8 @@ def _no_slice(path: Path, read: Elements) -> str:
     photometric = values.get("PhotometricInterpretation", "MONOCHROME2")
     if values.get("SamplesPerPixel", (1,)) != (1,) or photometric not in ("MONOCHROME1", "MONOCHROME2"):
         return "a colour image"
+    if values.get("RescaleType", "") in _NOT_HU:
+        return f"not in HU ({_NOT_HU[values['RescaleType']]})"
     kinds = str(values.get("ImageType", "")).upper().split("\\")
     if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
         return _LOCALIZER

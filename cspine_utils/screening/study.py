@@ -92,7 +92,7 @@ def _files(headers, left_out: int) -> dict:
     """What the slices say one by one, whether or not they form a stack."""
     first = headers[0]
     between_rows, between_columns = first.pixel_spacing_mm
-    numbered = {int(h.path.stem): h for h in headers if h.path.stem.isdecimal() and h.frame is None}
+    numbered = {int(stem): h for h in headers if h.frame is None and (stem := h.path.stem).isdecimal()}
     numbers = sorted(numbered)
     z_mm = [float(numbered[number].position_mm[2]) for number in numbers]
     axial = abs(np.cross(first.orientation[:3], first.orientation[3:])[2]) > 0.8

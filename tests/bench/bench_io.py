@@ -32,7 +32,9 @@ if __name__ == "__main__" and hasattr(os, "sched_setaffinity"):  # before anythi
 
 import io_files
 import io_report
-from io_readers import HEADER_READERS, READERS
+from io_readers import READERS
+from io_surveys import HEADER_READERS
+from io_tags import height_mm
 
 from cspine_utils import screening
 from cspine_utils.rsna import RsnaDataset
@@ -49,10 +51,12 @@ class Contest:
     seconds : name -> seconds, one for each repeat; a job that raised has none
     faults : name -> what was wrong with its result
     peaks : name -> peak memory, as a multiple of the volume's bytes
+    judged : False for what is told for information only
     """
 
     title: str
     files: int
+    judged: bool = True
     seconds: dict[str, list[float]] = field(default_factory=dict)
     faults: dict[str, str] = field(default_factory=dict)
     peaks: dict[str, float] = field(default_factory=dict)
@@ -82,7 +86,7 @@ def compete(
     jobs : name -> job; the first must succeed, another one that raises is out and its fault is kept
     check : (name, result) -> what is wrong with the result, "" if nothing
     """
-    contest = Contest(title, files, {name: [] for name in jobs})
+    contest = Contest(title, files, seconds={name: [] for name in jobs})
     for run in range(repeats + 1):
         for name in list(contest.seconds):
             started = time.perf_counter()
@@ -135,7 +139,7 @@ def header_contest(title: str, folders: list[Path], repeats: int, readers=HEADER
         if set(found) != set(numbers):
             return f"{len(found)} of {len(numbers)} files"
         heights = {key: float(installed[name].height_mm(value)) for key, value in found.items()}
-        wrong = sum(abs(heights[key] - io_files.height_mm(number)) > 1e-6 for key, number in numbers.items())
+        wrong = sum(abs(heights[key] - height_mm(number)) > 1e-6 for key, number in numbers.items())
         return f"wrong positions in {wrong} files" if wrong else ""
 
     jobs = {name: lambda reader=reader: reader.read(folders) for name, reader in installed.items()}
@@ -203,6 +207,7 @@ def run(slices: int, size: int, repeats: int, studies: int) -> tuple[list[Contes
                 folder = Path(place) / "series"
                 io_files.write_series(folder, form, slices=count, size=size)
                 contest = read_contest(form, folder, io_files.neck(count, size), turns)
+                contest.judged = judged
                 if form.name in WITH_MEMORY:
                     volume = 2 * count * size * size
                     contest.peaks = {name: peak_bytes(name, folder) / volume for name in contest.seconds}

@@ -1,8 +1,6 @@
 """The series that bench_io reads: a neck drawn by formulas, written in each of several forms, one file after the other.
 
-The neck is smooth and the noise is not, as in a bone-kernel CT: JPEG Lossless then halves the files, as it does real
-ones. "full" headers carry what a scanner writes (77 elements at the top, three sequences, 2 kB); "thin" ones carry
-what is left after a strict anonymiser (29 elements), as in the competition's files. All values are invented.
+The neck is smooth and the noise is not, as in a CT of bone: JPEG Lossless then halves the files, as it does real ones.
 """
 
 from __future__ import annotations
@@ -11,12 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import imagecodecs
+import io_tags
 import numpy as np
 import pydicom
+from io_tags import FIELD_MM, INTERCEPT, STUDY_UID
 from pydicom import uid
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.dataset import FileDataset
 from pydicom.encaps import encapsulate
-from pydicom.sequence import Sequence
 
 from cspine_utils.anatomy import LEVELS
 from cspine_utils.rsna import BOX_COLUMNS, STUDY_COLUMN
@@ -26,10 +25,6 @@ try:
 except ImportError:
     gdcm = None
 
-STUDY_UID, SERIES_UID = "1.2.826.0.1.3680043.8.498.7.1", "1.2.826.0.1.3680043.8.498.7.1.2"
-INTERCEPT = -1024
-STEP_MM = 0.75
-FIELD_MM = 230.0  # width and height of a slice, whatever its number of pixels
 NOISE_HU = 55.0
 SEED = 11
 
@@ -97,25 +92,20 @@ def neck(slices: int, size: int) -> np.ndarray:
     return hu
 
 
-def height_mm(number: int) -> float:
-    """z of the position of file `<number>.dcm`."""
-    return 140.25 - STEP_MM * (number - 1)
-
-
 def write_series(folder: Path, form: Form, *, slices: int, size: int, study_uid: str = STUDY_UID) -> list[Path]:
     """Write `1.dcm` (head) to `<slices>.dcm` (feet), each as soon as it is drawn; returns the paths in that order."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = _header(form, size, study_uid)
+    dataset = io_tags.header(size, form.thin, form.syntax, study_uid)
     return [_write_slice(folder, dataset, form, index, slices, size) for index in range(slices)]
 
 
 def write_hollow_series(folder: Path, form: Form, *, slices: int, size: int, study_uid: str) -> None:
     """Headers before a hole of the right length instead of pixels: for readers of headers only, takes no room."""
     folder.mkdir(parents=True, exist_ok=True)
-    dataset = _header(form, size, study_uid)
+    dataset = io_tags.header(size, form.thin, form.syntax, study_uid)
     for index in range(slices):
         path = folder / f"{index + 1}.dcm"
-        _place(dataset, index)
+        io_tags.place(dataset, index, form.thin)
         dataset.PixelData = b""
         pydicom.dcmwrite(path, dataset, enforce_file_format=True)
         count = 2 * size * size
@@ -140,7 +130,7 @@ def write_hollow_cohort(root: Path, *, studies: int, slices: int, size: int) -> 
 
 def _write_slice(folder: Path, dataset: FileDataset, form: Form, index: int, slices: int, size: int) -> Path:
     pixels = neck_slice(index, slices, size)
-    _place(dataset, index)
+    io_tags.place(dataset, index, form.thin)
     dataset.PixelData = _encoded(pixels, form.syntax)
     dataset["PixelData"].is_undefined_length = form.syntax.is_encapsulated
     path = folder / f"{index + 1}.dcm"
@@ -193,137 +183,3 @@ def _rle_encoded(pixels: np.ndarray) -> bytes:
     segments = [segment + b"\0" * (len(segment) % 2) for segment in segments]
     starts = [64, 64 + len(segments[0])]
     return np.array([2, *starts] + [0] * 13, "<u4").tobytes() + b"".join(segments)
-
-
-def _place(dataset: FileDataset, index: int) -> None:
-    """What differs from slice to slice: number, name, position."""
-    z = height_mm(index + 1)
-    dataset.InstanceNumber = index + 1
-    dataset.SOPInstanceUID = dataset.file_meta.MediaStorageSOPInstanceUID = f"{SERIES_UID}.{index + 1}"
-    dataset.ImagePositionPatient = [-118.5, -201.25, z]
-    dataset.SliceLocation = z
-
-
-def _header(form: Form, size: int, study_uid: str) -> FileDataset:
-    meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID = uid.CTImageStorage
-    meta.TransferSyntaxUID = form.syntax
-    dataset = FileDataset("", {}, file_meta=meta, preamble=b"\0" * 128)
-    spacing = round(FIELD_MM / size, 6)
-    for keyword, value in THIN.items():
-        setattr(dataset, keyword, value)
-    dataset.StudyInstanceUID, dataset.SeriesInstanceUID = study_uid, SERIES_UID
-    dataset.Rows = dataset.Columns = size
-    dataset.PixelSpacing = [spacing, spacing]
-    if not form.thin:
-        for keyword, value in FULL.items():
-            setattr(dataset, keyword, value)
-        for keyword, items in SEQUENCES.items():
-            setattr(dataset, keyword, Sequence([_item(item) for item in items]))
-        block = dataset.private_block(0x0019, "BENCH OF A SCANNER", create=True)
-        for offset in range(2):
-            block.add_new(0x90 + offset, "DS", f"{offset * 1.75:.4f}")
-        block = dataset.private_block(0x0029, "BENCH OF A CONSOLE", create=True)
-        block.add_new(0x10, "OB", bytes(range(256)) * 5)
-    return dataset
-
-
-def _item(values: dict) -> pydicom.Dataset:
-    item = pydicom.Dataset()
-    for keyword, value in values.items():
-        setattr(item, keyword, value)
-    return item
-
-
-THIN = {
-    "Modality": "CT",
-    "PatientName": "BENCH",
-    "PatientID": "BENCH",
-    "SliceThickness": 0.8,
-    "KVP": 120,
-    "PatientPosition": "HFS",
-    "ImageOrientationPatient": [1, 0, 0, 0, 1, 0],
-    "SamplesPerPixel": 1,
-    "PhotometricInterpretation": "MONOCHROME2",
-    "BitsAllocated": 16,
-    "BitsStored": 12,
-    "HighBit": 11,
-    "PixelRepresentation": 0,
-    "WindowCenter": [450, 40],
-    "WindowWidth": [1500, 350],
-    "RescaleIntercept": INTERCEPT,
-    "RescaleSlope": 1,
-    "RescaleType": "HU",
-}
-FULL = {
-    "SpecificCharacterSet": "ISO_IR 100",
-    "ImageType": ["ORIGINAL", "PRIMARY", "AXIAL", "HELIX"],
-    "SOPClassUID": uid.CTImageStorage,
-    "StudyDate": "20000101",
-    "SeriesDate": "20000101",
-    "AcquisitionDate": "20000101",
-    "ContentDate": "20000101",
-    "StudyTime": "120000.000000",
-    "SeriesTime": "120000.000000",
-    "AcquisitionTime": "120000.000000",
-    "ContentTime": "120000.000000",
-    "AccessionNumber": "0",
-    "Manufacturer": "Invented scanners",
-    "InstitutionName": "Hospital of the bench",
-    "InstitutionAddress": "1 Road of the bench\r\nTown",
-    "ReferringPhysicianName": "Nobody",
-    "StationName": "CT1",
-    "StudyDescription": "CT of the cervical spine",
-    "SeriesDescription": "Bone 0.8 mm",
-    "ManufacturerModelName": "Formula 64",
-    "PatientBirthDate": "19000101",
-    "PatientSex": "O",
-    "PatientAge": "100Y",
-    "PatientWeight": 70,
-    "BodyPartExamined": "CSPINE",
-    "DataCollectionDiameter": 500,
-    "DeviceSerialNumber": "0",
-    "SoftwareVersions": "1.0",
-    "ProtocolName": "Cervical spine",
-    "ReconstructionDiameter": 230,
-    "DistanceSourceToDetector": 1085.6,
-    "DistanceSourceToPatient": 595,
-    "GantryDetectorTilt": 0,
-    "TableHeight": 188,
-    "RotationDirection": "CW",
-    "ExposureTime": 1000,
-    "XRayTubeCurrent": 215,
-    "Exposure": 253,
-    "FilterType": "FLAT",
-    "GeneratorPower": 56,
-    "FocalSpots": 0.9,
-    "ConvolutionKernel": ["B60s", "3"],
-    "SingleCollimationWidth": 0.6,
-    "TotalCollimationWidth": 38.4,
-    "TableSpeed": 46.3,
-    "SpiralPitchFactor": 0.8,
-    "CTDIvol": 18.541843087058826,
-    "StudyID": "1",
-    "SeriesNumber": 4,
-    "AcquisitionNumber": 2,
-    "FrameOfReferenceUID": "1.2.826.0.1.3680043.8.498.7.1.9",
-    "PositionReferenceIndicator": "SN",
-    "SmallestImagePixelValue": 0,
-    "LargestImagePixelValue": 4095,
-    "WindowCenterWidthExplanation": ["WINDOW1", "WINDOW2"],
-    "RequestedProcedureDescription": "CT of the cervical spine",
-    "PerformedProcedureStepStartDate": "20000101",
-    "PerformedProcedureStepID": "1",
-}
-SEQUENCES = {
-    "ReferencedImageSequence": [
-        {"ReferencedSOPClassUID": uid.CTImageStorage, "ReferencedSOPInstanceUID": f"{SERIES_UID}.{900 + n}"}
-        for n in range(2)
-    ],
-    "ProcedureCodeSequence": [
-        {"CodeValue": "CTNECK", "CodingSchemeDesignator": "99BENCH", "CodeMeaning": "CT of the neck"}
-    ],
-    "CTDIPhantomTypeCodeSequence": [
-        {"CodeValue": "113691", "CodingSchemeDesignator": "DCM", "CodeMeaning": "IEC Body Dosimetry Phantom"}
-    ],
-}

@@ -8,7 +8,8 @@ import os
 import platform
 from pathlib import Path
 
-from io_readers import HEADER_READERS, READERS
+from io_readers import READERS
+from io_surveys import HEADER_READERS
 
 README = Path(__file__).with_name("README.md")
 BEGIN, END = "<!-- bench_io: begin -->", "<!-- bench_io: end -->"
@@ -30,7 +31,8 @@ def lines(contest) -> str:
 def reading_table(contests) -> str:
     """One row a reader: how many times as long as this package in each form, and peak memory."""
     with_peaks = [contest for contest in contests if contest.peaks]
-    head = ["reader", *(contest.title for contest in contests), *(f"peak, {c.title}" for c in with_peaks)]
+    titles = [c.title if c.judged else f"{c.title} ({c.files} slices)" for c in contests]
+    head = ["reader", *titles, *(f"peak, {contest.title}" for contest in with_peaks)]
     rows = []
     for reader in READERS:
         if not reader.is_installed:
@@ -60,7 +62,7 @@ def targets(reading, headers) -> list[tuple[str, float, str, bool]]:
     """(what, value, limit in words, met) of every target that could be judged here."""
     judged = []
     ours = READERS[0].name
-    for contest in (contest for contest in reading if not contest.title.startswith(("RLE", "JPEG-LS", "JPEG 2000"))):
+    for contest in (contest for contest in reading if contest.judged):
         for peer in ("SimpleITK, names given", "SimpleITK, finds names"):
             if peer in contest.seconds:
                 value = contest.ratio(peer)
