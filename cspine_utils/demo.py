@@ -78,7 +78,7 @@ def _rewrite(path: Path, *, moved: float = 0.0, slices: int | None = None) -> No
     image = nib.load(path)
     affine = image.affine.copy()
     affine[:3, 3] += moved * affine[:3, 0]
-    labels = np.array(image.dataobj)[:, :, :slices]  # a copy, since the file that it lies in is written anew
+    labels = np.asarray(image.dataobj)[:, :, :slices].copy()  # a copy, since the file that it lies in is written anew
     nib.save(nib.Nifti1Image(labels, affine), path)
 
 

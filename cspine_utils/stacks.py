@@ -24,10 +24,8 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
-from cspine_utils.dicom import read_series
 from cspine_utils.errors import CSpineError, StackError
-from cspine_utils.nifti import read_mask
-from cspine_utils.screening import split
+from cspine_utils.screening import read_pair, split
 from cspine_utils.volume import Volume
 
 FRAMES = 105
@@ -304,8 +302,7 @@ def _prepare_one(dataset, study: str, out: Path, size, count: int) -> str:
     source = _fingerprint(dataset.series_dir(study), mask_path, size, count)
     if path.is_file() and _stored_source(path) == source:
         return "kept"
-    volume = read_series(dataset.series_dir(study))
-    hu, labels = resample_slices(volume, read_mask(mask_path, volume), count, size)
+    hu, labels = resample_slices(*read_pair(dataset, study), count, size)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     with open(temporary, "wb") as file:
         np.savez(file, hu=hu, labels=labels, source=np.array(source))

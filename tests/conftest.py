@@ -111,6 +111,13 @@ def neck_mask(shape=(7, 9, 11)) -> np.ndarray:
     return mask
 
 
+def neck_volume(seed=0) -> Volume:
+    """The CT of `neck_mask((12, 9, 11))`: bone under the labels, distinct HU in every voxel."""
+    volume = patient_volume((12, 9, 11), seed=seed)
+    volume.hu[neck_mask(volume.shape) > 0] += 1500
+    return volume
+
+
 @pytest.fixture
 def volume() -> Volume:
     return patient_volume()
@@ -123,7 +130,7 @@ def rsna_folder(tmp_path) -> Path:
     studies = [f"1.2.826.0.1.3680043.{n}" for n in (11, 12, 13, 14)]
     rows = []
     for i, study in enumerate(studies):
-        volume = patient_volume((12, 9, 11), seed=i)
+        volume = neck_volume(seed=i)
         write_series(root / "train_images" / study, volume, feet_first=i == 1, study_uid=study, series_uid=study + ".1")
         if i < 3:
             write_label_file(root / "segmentations" / f"{study}.nii", neck_mask((12, 9, 11)), volume)

@@ -1,3 +1,4 @@
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -220,6 +221,19 @@ def test_a_damaged_store_is_said_when_loading(rsna_folder, store):
     path.write_bytes(content)
     with pytest.raises(StackError, match="delete it and run stacks.prepare again"):
         stacks.StackDataset(store, dataset.labels.iloc[:1])[0]
+
+
+def test_a_mirrored_label_map_does_not_enter_the_store(rsna_folder, store):
+    """Its header lies on the CT's grid; only the bone under the labels tells."""
+    dataset = RsnaDataset(rsna_folder)
+    path = dataset.mask_path(dataset.studies[1])
+    image = nib.load(path)
+    turned = nib.Nifti1Image(np.asarray(image.dataobj)[::-1, ::-1].copy(), image.affine)
+    path.unlink()
+    nib.save(turned, path)
+    table = stacks.prepare(dataset, dataset.studies[:3], store, size=8, count=12, progress=False)
+    assert table["status"].tolist() == ["made", "failed", "made"]
+    assert "flipped h and w" in table["reason"].iloc[1]
 
 
 def test_prepare_notices_a_changed_source(rsna_folder, store):

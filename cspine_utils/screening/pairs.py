@@ -6,26 +6,41 @@ from cspine_utils import dicom, nifti
 from cspine_utils.errors import CSpineError, DatasetError, MaskError
 
 
+def read_pair(dataset, study: str):
+    """CT and label map of one study.
+
+    Returns
+    -------
+    (volume, mask) : `Volume`, and uint8 labels on its grid
+
+    Raises
+    ------
+    CSpineError : one of them cannot be read, they do not fit together, or the labels lie better on bone after a flip:
+        a label map with a mirrored header can lie on the very grid of the CT, where only the bone under it tells
+    """
+    path = dataset.mask_path(study)
+    if path is None:
+        raise MaskError(
+            dataset.root / "segmentations" / f"{study}.nii",
+            found="no label map",
+            expected="one",
+            remedy="leave this study out where a label map is needed.",
+        )
+    volume = dicom.read_series(dataset.series_dir(study))
+    mask = nifti.read_mask(path, volume)
+    nifti.check_placement(volume, mask)
+    return volume, mask
+
+
 def read_pairs(dataset, studies, failures: dict[str, str] | None = None):
     """Yield (study, volume, mask) of each study whose CT and label map can be read and fit together.
 
-    A survey reads headers only; pixels may still be damaged, and a label map with a mirrored header can lie on the
-    very grid of the CT, where only the bone under it tells. A study that cannot be used is left out, and its reason
+    A survey reads headers only; pixels may still be damaged. A study that cannot be used is left out, and its reason
     is put into `failures`.
     """
     for study in studies:
         try:
-            path = dataset.mask_path(study)
-            if path is None:
-                raise MaskError(
-                    dataset.root / "segmentations" / f"{study}.nii",
-                    found="no label map",
-                    expected="one",
-                    remedy="leave this study out where a label map is needed.",
-                )
-            volume = dicom.read_series(dataset.series_dir(study))
-            mask = nifti.read_mask(path, volume)
-            nifti.check_placement(volume, mask)
+            volume, mask = read_pair(dataset, study)
         except CSpineError as error:
             if failures is not None:
                 failures[study] = str(error)
