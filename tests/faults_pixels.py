@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -115,13 +116,12 @@ def _streams(make: Maker):
     ):
         make.bytes(f"{syntax} with {name}", _at_marker(marker, skip, value), syntax=syntax)
     lost = _at_marker(b"\xff\xc4", 1, b"\x80")
-    for place, value in ((41, b"\3"), (52, b"\0"), (52, b"\7")):
-        change = _at_marker(b"\xff\xc4", place, value)
-        make.bytes(
-            f"jpeg lossless with a lost table and {value!r} at {place}",
-            lambda c, change=change: lost(change(c)),
-            syntax="jpeg lossless",
-        )
+    for name, other in (
+        ("three components", _at_marker(b"\xff\xc3", 9, b"\3")),
+        ("no predictor", _at_marker(b"\xff\xda", 7, b"\0")),
+    ):
+        change = partial(lambda c, other: lost(other(c)), other=other)
+        make.bytes(f"jpeg lossless with a lost table and {name}", change, syntax="jpeg lossless")
     for offset in (0x3F036E, 0xFFFFFFFF, 0, 63):
         make.bytes(f"rle with a segment at {offset:#x}", _at_marker(_RLE, 8, struct.pack("<I", offset)), syntax="rle")
     for segments in (0, 1, 3, 15, 16, 0xFFFFFFFF):
