@@ -30,8 +30,9 @@ def _child(order: Path, out: int, printed: Path) -> None:
     read = READERS[plan["reader"]]()
     good = {p.stem[5:]: dict(np.load(p)) for p in order.parent.glob("good_*.npz")}
     signal.signal(signal.SIGALRM, _ring)
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = _data_bytes() + int(plan["memory_mb"] * 2**20)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_DATA, (limit if hard == resource.RLIM_INFINITY else min(limit, hard), hard))
     for job in plan["jobs"]:
         os.write(out, json.dumps({"start": job["name"]}).encode() + b"\n")
         result = _meet(read, job, good.get(job["good"]), plan["seconds"], printed)

@@ -84,6 +84,8 @@ def _cut(make: Maker):
     for syntax in SYNTAXES[1:]:
         for share in np.linspace(0.01, 0.97, 20):
             make.bytes(f"cut {syntax} at {share:.0%}", lambda c, s=share: c[: int(s * len(c))], syntax=syntax)
+        if syntax not in ("implicit", "deflated"):
+            make.bytes(f"no PixelData, {syntax}", lambda c: without(c, "PixelData"), syntax=syntax)
         expected = REFUSED if syntax == "implicit" else EITHER  # else it belongs to no pixel
         make.bytes(f"cut {syntax} last byte", lambda content: content[:-1], expected, syntax=syntax)
     make.bytes("zeros from the middle on", lambda c: c[: len(c) // 2] + b"\0" * (len(c) - len(c) // 2), SANE)

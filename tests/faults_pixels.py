@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ _OWN_SIZE = {
     "jpeg lossless": (b"\xff\xc3", (5,), ">HH"),
     "jpeg-ls": (b"\xff\xf7", (5,), ">HH"),
     "jpeg 2000": (b"\xff\x4f\xff\x51", (8, 24), ">II"),
+    "htj2k": (b"\xff\x4f\xff\x51", (8, 24), ">II"),
 }
 
 
@@ -71,8 +73,7 @@ def _sizes(make: Maker):
         return content[: meta_end(content)] + head + zeros * 256 + packer.flush(zlib.Z_FINISH)
 
     make.bytes("deflated bomb", bomb, syntax="deflated")
-    for syntax in ("jpeg lossless", "jpeg-ls", "jpeg 2000"):
-        marker, skips, form = _OWN_SIZE[syntax]
+    for syntax, (marker, skips, form) in _OWN_SIZE.items():
         for rows, columns in ((12, 62), (25, 31), (24, 30), (0, 0), (65535, 1)):
 
             def other(content: bytes, marker=marker, skips=skips, form=form, rows=rows, columns=columns) -> bytes:
@@ -103,8 +104,44 @@ def _streams(make: Maker):
         make.bytes(f"{syntax} replaced by noise", lambda c: _noise(c), syntax=syntax)
     for syntax in ("rle", "jpeg lossless", "jpeg-ls", "jpeg 2000"):
         make.bytes(f"uncompressed pixels called {syntax}", lambda c, s=syntax: renamed(c, s))
+    # Each of these ends the process in a codec that believes what the stream says of itself.
+    for syntax, name, marker, skip, value in (
+        ("jpeg lossless", "no Huffman table", b"\xff\xc4", 1, b"\x80"),
+        ("jpeg lossless", "no marker before its table", b"\xff\xc4", 0, b"\x7f"),
+        ("jpeg lossless", "three components", b"\xff\xc3", 9, b"\x03"),
+        ("htj2k", "tiles without width", b"\xff\x4f\xff\x51", 24, bytes(4)),
+        ("htj2k", "tiles without height", b"\xff\x4f\xff\x51", 28, bytes(4)),
+        ("htj2k", "two components", b"\xff\x4f\xff\x51", 40, b"\0\2"),
+        ("jpeg 2000", "tiles without width", b"\xff\x4f\xff\x51", 24, bytes(4)),
+    ):
+        make.bytes(f"{syntax} with {name}", _at_marker(marker, skip, value), syntax=syntax)
+    lost = _at_marker(b"\xff\xc4", 1, b"\x80")
+    for name, other in (
+        ("three components", _at_marker(b"\xff\xc3", 9, b"\3")),
+        ("no predictor", _at_marker(b"\xff\xda", 7, b"\0")),
+    ):
+        change = partial(lambda c, other: lost(other(c)), other=other)
+        make.bytes(f"jpeg lossless with a lost table and {name}", change, syntax="jpeg lossless")
+    for offset in (0x3F036E, 0xFFFFFFFF, 0, 63):
+        make.bytes(f"rle with a segment at {offset:#x}", _at_marker(_RLE, 8, struct.pack("<I", offset)), syntax="rle")
+    for segments in (0, 1, 3, 15, 16, 0xFFFFFFFF):
+        make.bytes(f"rle of {segments} segments", _at_marker(_RLE, 0, struct.pack("<I", segments)), syntax="rle")
     make.bytes("jpeg 2000 called jpeg lossless", lambda c: renamed(c, "jpeg lossless"), EITHER, syntax="jpeg 2000")
     make.bytes("jpeg lossless called rle", lambda c: renamed(c, "rle"), syntax="jpeg lossless")
+
+
+#: The first bytes of every RLE stream of ours: two segments, the first right behind the header.
+_RLE = struct.pack("<II", 2, 64)
+
+
+def _at_marker(marker: bytes, skip: int, value: bytes):
+    """Other bytes at some distance from a marker of the compressed stream."""
+
+    def change(content: bytes) -> bytes:
+        at = content.index(marker, content.rindex(struct.pack("<HH", 0x7FE0, 0x10))) + skip
+        return content[:at] + value + content[at + len(value) :]
+
+    return change
 
 
 def _noise(content: bytes) -> bytes:
