@@ -17,25 +17,16 @@ from pydicom.pixels import get_decoder
 PLUGIN = "imagecodecs"
 
 
-def _lossless_jpeg(stream: bytes) -> np.ndarray:
-    try:
-        return imagecodecs.jpeg8_decode(stream)
-    except imagecodecs.Jpeg8Error:  # the slower decoder knows some streams that libjpeg-turbo does not
-        return imagecodecs.ljpeg_decode(stream)
-
-
 _DECODERS = {
     uid.JPEGBaseline8Bit: imagecodecs.jpeg8_decode,
     uid.JPEGExtended12Bit: imagecodecs.jpeg8_decode,
-    uid.JPEGLossless: _lossless_jpeg,
-    uid.JPEGLosslessSV1: _lossless_jpeg,
+    # Not ljpeg_decode: slower, and a damaged stream can end the process in it (so it can in htj2k_decode, not used).
+    uid.JPEGLossless: imagecodecs.jpeg8_decode,
+    uid.JPEGLosslessSV1: imagecodecs.jpeg8_decode,
     uid.JPEGLSLossless: imagecodecs.jpegls_decode,
     uid.JPEGLSNearLossless: imagecodecs.jpegls_decode,
     uid.JPEG2000Lossless: imagecodecs.jpeg2k_decode,
     uid.JPEG2000: imagecodecs.jpeg2k_decode,
-    uid.HTJ2KLossless: imagecodecs.htj2k_decode,
-    uid.HTJ2KLosslessRPCL: imagecodecs.htj2k_decode,
-    uid.HTJ2K: imagecodecs.htj2k_decode,
 }
 #: For pydicom, which asks for the packages that a decoder needs.
 DECODER_DEPENDENCIES = {syntax: ("numpy", "imagecodecs") for syntax in _DECODERS}
@@ -67,6 +58,7 @@ def decode(syntax: str, stream: bytes, shape: tuple[int, ...], container: np.dty
     the stream's own header first, so that a damaged one cannot ask for more memory than the file promises.
     """
     if syntax == uid.RLELossless:
+        _check_rle(stream, container.itemsize * int(np.prod(shape[2:])))
         return np.frombuffer(imagecodecs.dicomrle_decode(stream, container), container)[: np.prod(shape)].reshape(shape)
     size = stream_size(stream)
     if size is not None and size != tuple(shape[:2]):
@@ -78,6 +70,16 @@ def decode(syntax: str, stream: bytes, shape: tuple[int, ...], container: np.dty
     if frame.dtype.itemsize == container.itemsize:
         return frame.view(container)
     return frame.astype(container)
+
+
+def _check_rle(stream: bytes, segments: int) -> None:
+    """The decoder believes the table at the beginning of a stream, wherever its offsets lead. (PS3.5, annex G)"""
+    table = np.frombuffer(stream[:64], "<u4")
+    offsets = table[1 : 1 + segments].astype(np.int64)
+    if len(table) < 16 or table[0] != segments or offsets[0] != 64 or (np.diff(offsets) <= 0).any():
+        raise ValueError(f"a table that does not begin {segments} segments one after the other")
+    if offsets[-1] >= len(stream):
+        raise ValueError("a segment beyond the end of the stream")
 
 
 def stream_size(stream: bytes) -> tuple[int, int] | None:

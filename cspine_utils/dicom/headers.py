@@ -339,7 +339,7 @@ def _missing_pixels(header: SliceHeader, frames: int):
             "(for example with gdcmconv --raw), or add its decoder to cspine_utils/codecs.py.",
         )
     if syntax not in NATIVE_SYNTAXES:
-        if read.complete:
+        if read.complete and (read.fragments or not read.simple):
             return None, ""
         return ("a file that ends within its pixels", "the end mark of its compressed pixels"), cut
     count = header.rows * header.columns * header.pixels.allocated // 8 * frames
