@@ -19,7 +19,6 @@ _OWN_SIZE = {
     "jpeg lossless": (b"\xff\xc3", (5,), ">HH"),
     "jpeg-ls": (b"\xff\xf7", (5,), ">HH"),
     "jpeg 2000": (b"\xff\x4f\xff\x51", (8, 24), ">II"),
-    "htj2k": (b"\xff\x4f\xff\x51", (8, 24), ">II"),
 }
 
 
@@ -109,9 +108,6 @@ def _streams(make: Maker):
         ("jpeg lossless", "no Huffman table", b"\xff\xc4", 1, b"\x80"),
         ("jpeg lossless", "no marker before its table", b"\xff\xc4", 0, b"\x7f"),
         ("jpeg lossless", "three components", b"\xff\xc3", 9, b"\x03"),
-        ("htj2k", "tiles without width", b"\xff\x4f\xff\x51", 24, bytes(4)),
-        ("htj2k", "tiles without height", b"\xff\x4f\xff\x51", 28, bytes(4)),
-        ("htj2k", "two components", b"\xff\x4f\xff\x51", 40, b"\0\2"),
         ("jpeg 2000", "tiles without width", b"\xff\x4f\xff\x51", 24, bytes(4)),
     ):
         make.bytes(f"{syntax} with {name}", _at_marker(marker, skip, value), syntax=syntax)

@@ -58,7 +58,6 @@ ENCODERS = {
     "rle": (uid.RLELossless, _rle),
     "jpeg lossless": (uid.JPEGLossless, partial(imagecodecs.ljpeg_encode, bitspersample=12)),
     "jpeg-ls": (uid.JPEGLSLossless, imagecodecs.jpegls_encode),
-    "htj2k": (uid.HTJ2KLossless, imagecodecs.htj2k_encode),
     "jpeg 2000": (uid.JPEG2000Lossless, partial(imagecodecs.jpeg2k_encode, codecformat="j2k", level=0)),
 }
 SYNTAXES = ("explicit", "implicit", *ENCODERS)
