@@ -8,7 +8,8 @@ import SimpleITK as sitk
 from conftest import REAL_CT, needs_real_ct, patient_volume, write_series
 from test_dicom import edit
 
-from cspine_utils.dicom import read_series
+from cspine_utils.dicom import read_series, read_slice
+from cspine_utils.errors import SeriesError
 from cspine_utils.volume import Volume
 
 
@@ -221,14 +222,10 @@ def test_several_fragments_are_one_frame(tmp_path):
     ("form", "tolerance"),
     [("RLE", 0), ("JPLL", 0), ("J2KR", 0), ("JLSL", 0), ("JLSN", 4), ("J2KI", None), ("UNC", 0)],
 )
-def test_real_files_of_every_syntax_equal_what_simpleitk_reads(tmp_path, image, form, tolerance):
-    """Each hand-out is one slice: a copy one step further makes it a series. J2KI is lossy (about 400 HU at edges)."""
+def test_real_files_of_every_syntax_equal_what_simpleitk_reads(image, form, tolerance):
+    """J2KI is lossy (about 400 HU at edges)."""
     source = REAL_CT / "transfer-syntaxes" / f"{image}_{form}"
-    dataset = pydicom.dcmread(source)
-    dataset.save_as(tmp_path / "1.dcm")
-    dataset.ImagePositionPatient[2] -= 5
-    dataset.save_as(tmp_path / "2.dcm")
-    hu = read_series(tmp_path).hu[0].astype(int)
+    hu = read_slice(source).astype(int)
     assert hu.std() > 100
     if form != "J2KI":  # two decoders of a lossy stream may round differently
         assert np.array_equal(hu, sitk.GetArrayFromImage(sitk.ReadImage(str(source)))[0])
@@ -238,3 +235,14 @@ def test_real_files_of_every_syntax_equal_what_simpleitk_reads(tmp_path, image, 
         assert np.median(difference) < 20
     else:
         assert difference.max() <= tolerance
+
+
+def test_a_slice_by_itself(tmp_path):
+    volume = patient_volume()
+    paths = write_series(tmp_path, volume, feet_first=True)
+    assert np.array_equal(read_slice(paths[2]), volume.hu[2])
+    edit(paths[0], lambda dataset: setattr(dataset, "Modality", "MR"))
+    (tmp_path / "notes.txt").write_text("no slice")
+    for name, said in ((paths[0].name, "not CT .MR."), ("notes.txt", "not DICOM"), ("absent", "opened")):
+        with pytest.raises(SeriesError, match=said):
+            read_slice(tmp_path / name)

@@ -4,9 +4,12 @@ look_into(folder) -> FolderListing     what is in the folder, by headers alone
 listing.choose() -> headers            the one axial CT series
 measure(headers) -> SeriesGeometry     order, step, tilt, and what is wrong with them
 read_series(folder) -> Volume          all of it, with the pixels
+read_slice(path) -> HU                 one file by itself
 """
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import numpy as np
 
@@ -14,11 +17,12 @@ from cspine_utils.errors import SeriesError
 from cspine_utils.volume import Volume
 
 from . import pixels
+from .elements import NotDicom
 from .folder import FolderListing, look_into
 from .geometry import SeriesGeometry, measure, name_of, upright
-from .headers import SliceHeader
+from .headers import NoSlice, SliceHeader, read_headers
 
-__all__ = ["FolderListing", "SeriesGeometry", "SliceHeader", "look_into", "measure", "read_series"]
+__all__ = ["FolderListing", "SeriesGeometry", "SliceHeader", "look_into", "measure", "read_series", "read_slice"]
 
 
 def read_series(folder, *, containing: str | None = None, resample_uneven: bool = False) -> Volume:
@@ -72,6 +76,28 @@ def read_series(folder, *, containing: str | None = None, resample_uneven: bool 
         study_uid=geometry.headers[0].study_uid,
         left_out=dict(listing.left_out),
     )
+
+
+def read_slice(path) -> np.ndarray:
+    """HU of a file that holds a single slice, int16 `(rows, columns)` as stored: not turned, not ordered, not placed.
+
+    Raises SeriesError for whatever else the file is.
+    """
+    path = Path(path)
+    try:
+        read = read_headers(path)
+    except NotDicom:
+        read = NoSlice("a file that is not DICOM", None)
+    if isinstance(read, NoSlice) or len(read) != 1:
+        raise SeriesError(
+            path,
+            found=read.reason if isinstance(read, NoSlice) else f"{len(read)} slices",
+            expected="a CT slice",
+            remedy="read the folder of a series with read_series.",
+        )
+    hu = np.empty((1, read[0].rows, read[0].columns), dtype=np.int16)
+    pixels.read_into(read, hu)
+    return hu[0]
 
 
 def _in_stored_order(volume: np.ndarray, turn: np.ndarray) -> np.ndarray:
