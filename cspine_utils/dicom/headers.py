@@ -12,7 +12,7 @@ from pydicom.uid import UID
 from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
-from .elements import NATIVE_SYNTAXES, Elements, NotDicom, damaged, unreadable
+from .elements import NATIVE_SYNTAXES, WANTED, Elements, NotDicom, damaged, unreadable
 from .thorough import read_by_pydicom
 from .walk import StructError, Unusual, walk
 
@@ -27,6 +27,7 @@ _CT = {"1.2.840.10008.5.1.4.1.1.2"}
 _ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}  # the second: converted from single files
 _SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 _DIRECTORY = "1.2.840.10008.1.3.10"
+_TEXTS = {keyword for keyword, (_, _, vr) in WANTED.items() if vr in ("CS", "UI", "LO")}
 _LOCALIZER = "a localizer (the overview from which a scan is planned)"
 # Words for what a file may be other than CT. Only words of this list reach a message: a header can hold any text.
 _MODALITIES = {
@@ -169,6 +170,9 @@ def read_elements(path: Path, spans: list | None = None) -> Elements:
         raise unreadable(path, error) from error
     if not {"SOPClassUID", "MediaStorageSOPClassUID", "Modality", "Rows"} & set(read.values):
         raise NotDicom
+    for keyword in _TEXTS & set(read.values):
+        if not isinstance(read.values[keyword], str):
+            raise damaged(path, f"{keyword} that is no text")
     return read
 
 
@@ -212,7 +216,7 @@ def _no_slice(path: Path, read: Elements) -> str:
         return "a DICOMDIR, the table of contents of a disc"
     if sop_class.startswith(_SECONDARY_CAPTURE):
         return "a secondary capture: a picture of a screen or a form, no CT slice"
-    if modality not in _TERMS or not isinstance(modality, str):
+    if modality not in _TERMS:
         raise damaged(path, "a Modality that does not exist")
     unknown = sop_class and UID(sop_class, IGNORE).name == sop_class
     if unknown and (not modality or sop_class.startswith("1.2.840.10008.")):

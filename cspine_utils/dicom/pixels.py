@@ -125,8 +125,8 @@ def _frames(headers):
     """Stored values of frames of one multi-frame file, one after the other."""
     frames = [header.frame for header in headers]
     try:
-        with quietly():
-            yield from iter_pixels(headers[0].path, indices=frames, raw=True, decoding_plugin=_plugin(headers[0]))
+        with quietly(), open_within(headers[0].path) as file:
+            yield from iter_pixels(file, indices=frames, raw=True, decoding_plugin=_plugin(headers[0]))
     except Exception as error:
         raise _undecodable(headers[0], error) from None
 
