@@ -155,6 +155,8 @@ def _tags(make: Maker):
     for vr in (b"LO", b"US", b"SH", b"XX"):
         for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
             make.bytes(f"VR {vr!r} of {keyword}", lambda c, k=keyword, v=vr: with_vr(c, k, v), EITHER, says="")
+            name = f"VR {vr!r} of {keyword} and an odd one"
+            make.bytes(name, lambda c, k=keyword, v=vr: odd(with_vr(c, k, v)), EITHER, says="")
         for keyword, tag, value in (
             ("SOPClassUID", 0x00080016, b"1.2.840.10008.5.1.4.1.1.2\0"),
             ("ImageType", 0x00080008, b"ORIGINAL\\PRIMARY\\AXIAL "),
