@@ -152,6 +152,19 @@ def _tags(make: Maker):
         for keyword in NEEDED[:-1] + HELPFUL:
             expected = SANE if keyword.endswith("UID") else EITHER
             make.bytes(f"VR {vr!r} of {keyword}", lambda c, k=keyword, v=vr: with_vr(c, k, v), expected, says="")
+    for vr in (b"LO", b"US", b"SH", b"XX"):
+        for keyword in ("MediaStorageSOPClassUID", "TransferSyntaxUID"):
+            make.bytes(f"VR {vr!r} of {keyword}", lambda c, k=keyword, v=vr: with_vr(c, k, v), EITHER, says="")
+            name = f"VR {vr!r} of {keyword} and an odd one"
+            make.bytes(name, lambda c, k=keyword, v=vr: odd(with_vr(c, k, v)), EITHER, says="")
+        for keyword, tag, value in (
+            ("SOPClassUID", 0x00080016, b"1.2.840.10008.5.1.4.1.1.2\0"),
+            ("ImageType", 0x00080008, b"ORIGINAL\\PRIMARY\\AXIAL "),
+            ("RescaleType", 0x00281054, b"HU"),
+            ("PixelPaddingValue", 0x00280120, b"\x30\xf8"),
+        ):
+            element = struct.pack("<HH2sH", tag >> 16, tag & 0xFFFF, vr, len(value)) + value
+            make.bytes(f"{keyword} with VR {vr!r}", lambda c, t=tag, e=element: insert(c, t, e), EITHER, says="")
     for vr in (b"OB", b"UN", b"SQ", b"US", b"\0\0", b"UT"):
         make.bytes(f"VR {vr!r} of PixelData", lambda c, v=vr: with_vr(c, "PixelData", v), EITHER, says="")
 
