@@ -111,7 +111,8 @@ def test_hollow_studies_are_read_by_header_readers(tmp_path):
 
 def test_readme_takes_the_tables_between_its_marks(tmp_path, monkeypatch):
     readme = tmp_path / "README.md"
-    readme.write_text(f"before\n{io_report.BEGIN}\nold\n{io_report.END}\nafter\n")
+    begin, end = "<!-- bench_io: begin -->", "<!-- bench_io: end -->"
+    readme.write_text(f"before\n{begin}\nold\n{end}\nafter\n")
     monkeypatch.setattr(io_report, "README", readme)
     io_report.into_readme("new")
-    assert readme.read_text() == f"before\n{io_report.BEGIN}\n\nnew\n\n{io_report.END}\nafter\n"
+    assert readme.read_text() == f"before\n{begin}\n\nnew\n\n{end}\nafter\n"

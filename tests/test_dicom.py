@@ -266,6 +266,36 @@ def test_two_series_in_one_folder(tmp_path, volume):
         read_series(tmp_path)
 
 
+def capture(dataset):
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+
+
+def colour(dataset):
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation, dataset.PlanarConfiguration = 3, "RGB", 0
+    dataset.BitsAllocated, dataset.BitsStored, dataset.HighBit, dataset.PixelRepresentation = 8, 8, 7, 0
+    dataset.PixelData = bytes(3 * dataset.Rows * dataset.Columns + 1)
+
+
+def report(dataset):
+    dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.67"
+    dataset.Modality = "SR"
+    del dataset.PixelData, dataset.Rows, dataset.Columns
+
+
+@pytest.mark.parametrize(
+    ("change", "said"), [(capture, "a secondary capture"), (colour, "a colour image"), (report, "structured report")]
+)
+def test_what_surely_is_something_else_is_left_out_of_its_own_series(tmp_path, volume, change, said):
+    """Some stations file captures and reports under the series they were made of."""
+    paths = write_series(tmp_path, volume)
+    other = tmp_path / "other.dcm"
+    other.write_bytes(paths[3].read_bytes())
+    edit(other, change)
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu, volume.hu)
+    assert list(read.left_out) == ["other.dcm"] and said in read.left_out["other.dcm"]
+
+
 @pytest.mark.parametrize("at", [0, 3, 6])
 def test_a_slice_whose_uid_is_damaged_is_not_left_out(tmp_path, volume, at):
     paths = write_series(tmp_path, volume)

@@ -13,6 +13,7 @@ from cspine_utils import codecs
 from cspine_utils.errors import SeriesError
 
 from .elements import NATIVE_SYNTAXES, WANTED, Elements, NotDicom, damaged, unreadable
+from .kinds import ENHANCED_CT, LOCALIZER, is_surely_another, sop_class, why_no_slice
 from .thorough import read_by_pydicom
 from .walk import StructError, Unusual, walk
 
@@ -23,51 +24,7 @@ MAX_POSITION_MM = 1e5
 #: Slopes are about 1 and intercepts about -1024; beyond these bounds a header is damaged.
 MIN_SLOPE, MAX_RESCALE = 1e-4, 1e5
 
-_CT = {"1.2.840.10008.5.1.4.1.1.2"}
-_ENHANCED_CT = {"1.2.840.10008.5.1.4.1.1.2.1", "1.2.840.10008.5.1.4.1.1.2.2"}  # the second: converted from single files
-_SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
-_DIRECTORY = "1.2.840.10008.1.3.10"
 _TEXTS = {keyword for keyword, (_, _, vr) in WANTED.items() if vr in ("CS", "UI", "LO")}
-_LOCALIZER = "a localizer (the overview from which a scan is planned)"
-# Words for what a file may be other than CT. Only words of this list reach a message: a header can hold any text.
-_MODALITIES = {
-    "": "another kind of file",
-    "MR": "MR",
-    "PT": "PET",
-    "NM": "nuclear medicine",
-    "US": "ultrasound",
-    "CR": "radiograph",
-    "DX": "radiograph",
-    "XA": "angiography",
-    "SR": "structured report",
-    "OT": "secondary capture",
-    "SC": "secondary capture",
-    "SEG": "segmentation",
-    "PR": "presentation state",
-    "KO": "key object note",
-    "REG": "registration",
-    "RTSTRUCT": "radiotherapy structures",
-    "RTPLAN": "radiotherapy plan",
-    "RTDOSE": "radiotherapy dose",
-}
-# Every term there is or was (PS3.3, C.7.3.1.1.1): anything else is damage, and may be that of a slice.
-_TERMS = {"CT", *_MODALITIES} | set(
-    "AR AS ASMT AU BDUS BI BMD CD CF CFM CP CS CTPROTOCOL DD DF DG DM DMS DOC DS EC ECG EEG EMG EOG EPS ES FA FID FS "
-    "GM HC HD IO IOL IVOCT IVUS KER LEN LP LS M3D MA MG MS OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS PA PLAN POS "
-    "PX RESP RF RG RTIMAGE RTINTENT RTRAD RTRECORD RTSEGANN RWV SM SMR SRF ST STAIN TEXTUREMAP TG VA VF XC".split()
-)
-_GREY = ("MONOCHROME1", "MONOCHROME2")
-_COLOUR = set("RGB YBR_FULL YBR_FULL_422 YBR_PARTIAL_420 YBR_PARTIAL_422 YBR_ICT YBR_RCT HSV ARGB CMYK".split())
-_COLOUR.add("PALETTE COLOR")
-# Units of dual-energy and other maps that carry the CT modality (PS3.3, C.11.1.1.2).
-_NOT_HU = {
-    "OD": "optical density",
-    "MGML": "mg/ml of a material",
-    "Z_EFF": "effective atomic number",
-    "ED": "electron density",
-    "EDW": "electron density of water",
-    "PCT": "percent",
-}
 
 
 class PixelFormat(NamedTuple):
@@ -75,7 +32,7 @@ class PixelFormat(NamedTuple):
 
     allocated, stored, high : bits of the container, bits used, number of the highest bit used (from 0)
     signed : two's complement
-    slope, intercept : HU = slope * stored value + intercept; None where the header has none
+    slope, intercept : HU = slope * stored value + intercept
     padding : (lowest, highest) stored value that marks pixels outside the scanned circle, or None
     inverted_display : MONOCHROME1: low values are shown white
     """
@@ -84,8 +41,8 @@ class PixelFormat(NamedTuple):
     stored: int
     high: int
     signed: bool
-    slope: float | None
-    intercept: float | None
+    slope: float
+    intercept: float
     padding: tuple[int, int] | None
     inverted_display: bool
 
@@ -137,11 +94,10 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | N
     SeriesError : a CT slice whose header is damaged or incomplete, or a file that cannot be opened
     """
     read = read_elements(path, spans)
-    reason = _no_slice(path, read)
+    reason = why_no_slice(path, read)
     if reason:
-        # Some scanners put the localizer into the series that is planned on it; nothing else may be in a CT series.
-        return NoSlice(reason, None if reason is _LOCALIZER else _series(read.values))
-    if _sop_class(read) in _ENHANCED_CT:
+        return NoSlice(reason, None if reason is LOCALIZER or is_surely_another(read) else _series(read.values))
+    if sop_class(read) in ENHANCED_CT:
         from . import enhanced  # it needs this module
 
         return enhanced.read_headers(path, read)
@@ -200,45 +156,8 @@ def make_header(
     return header
 
 
-def _sop_class(read: Elements) -> str:
-    return read.values.get("SOPClassUID") or read.values.get("MediaStorageSOPClassUID", "")
-
-
 def _series(values: dict) -> tuple[str, str]:
     return _uid(values.get("StudyInstanceUID", "")), _uid(values.get("SeriesInstanceUID", ""))
-
-
-def _no_slice(path: Path, read: Elements) -> str:
-    """Why the file is no slice of a CT series, or "". SOPClassUID is missing in the files of the competition."""
-    values, sop_class = read.values, _sop_class(read)
-    modality = values.get("Modality", "")
-    if sop_class == _DIRECTORY:
-        return "a DICOMDIR, the table of contents of a disc"
-    if sop_class.startswith(_SECONDARY_CAPTURE):
-        return "a secondary capture: a picture of a screen or a form, no CT slice"
-    if modality not in _TERMS:
-        raise damaged(path, "a Modality that does not exist")
-    unknown = sop_class and UID(sop_class, IGNORE).name == sop_class
-    if unknown and (not modality or sop_class.startswith("1.2.840.10008.")):
-        raise damaged(path, "a SOP class that does not exist")
-    if modality not in ("", "CT") or (not modality and sop_class not in ("", *_CT, *_ENHANCED_CT)):
-        return f"not CT ({_MODALITIES.get(modality, 'another kind of file')})"
-    photometric, samples = values.get("PhotometricInterpretation", "MONOCHROME2"), values.get("SamplesPerPixel", (1,))
-    if photometric not in (*_GREY, *_COLOUR) or samples not in ((1,), (3,), (4,)):
-        raise damaged(path, "a PhotometricInterpretation or SamplesPerPixel that does not exist")
-    if photometric not in _GREY or samples != (1,):
-        return "a colour image"
-    if values.get("RescaleType", "") in _NOT_HU:
-        return f"not in HU ({_NOT_HU[values['RescaleType']]})"
-    kinds = str(values.get("ImageType", "")).upper().split("\\")
-    if any(word in kind for kind in kinds for word in ("LOCALIZER", "SCOUT", "TOPOGRAM")):
-        return _LOCALIZER
-    frames = values.get("NumberOfFrames", (1,))
-    if sop_class not in _ENHANCED_CT and frames not in ((1,), (0,)):
-        return f"a multi-frame file ({frames[0] if frames else 'unknown'} frames) that is no Enhanced CT"
-    if sop_class not in ("", *_CT, *_ENHANCED_CT) and "Rows" not in values:
-        return "no image"
-    return ""
 
 
 def _uid(text: str) -> str:
@@ -321,7 +240,7 @@ def _check(header: SliceHeader, frames: int) -> None:
         problem = f"{header.rows} x {header.columns} pixels", f"from 1 to {MAX_SIDE} rows and columns"
     elif not 1e-3 < min(header.pixel_spacing_mm) <= max(header.pixel_spacing_mm) < 100:
         problem = f"PixelSpacing {header.pixel_spacing_mm}", "a positive spacing in mm"
-    elif max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(a * d + b * e + c * f)) > 1e-3:
+    elif max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(a * d + b * e + c * f)) > 0.01:
         problem = f"ImageOrientationPatient {[*header.orientation]}", "two directions of length 1 at right angles"
     elif max(map(abs, header.position_mm)) > MAX_POSITION_MM:
         problem = f"ImagePositionPatient {[*header.position_mm]}", "a place within 100 m of the scanner"

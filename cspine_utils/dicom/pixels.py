@@ -44,8 +44,7 @@ def read_into(headers, slices: np.ndarray) -> None:
             places = [place for place, header in enumerate(headers) if header.path == path]
             for place, stored in zip(places, _frames([headers[place] for place in places]), strict=True):
                 _fill(headers[place], slices[place], stored)
-        return
-    if all(map(_lies_as_in_the_volume, headers, slices)):  # more threads would wait for the same memory
+    elif all(map(_lies_as_in_the_volume, headers, slices)):  # more threads would wait for the same memory
         for header, target in zip(headers, slices, strict=True):
             _fill(header, target)
     else:

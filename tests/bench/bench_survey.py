@@ -1,6 +1,6 @@
 """What a survey of the real set would take: files a second, and from them the minutes for its 711,601 files.
 
-    python tests/bench/bench_survey.py [--studies 120] [--runs 3]
+    python tests/bench/bench_survey.py [--studies 120] [--runs 3] [--readme]
 
 Makes folders of studies with 350 files each. Headers are like the real ones and pixels 512 x 512, but they are holes in
 the files (uncompressed, and JPEG Lossless with one fragment a file), so that nothing fills the disk: a survey reads
@@ -22,6 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import io_report
 import numpy as np
 from pydicom.dataset import FileDataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, JPEGLosslessSV1
@@ -113,7 +114,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--studies", type=int, default=120)
     parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--readme", action="store_true", help="put the table into tests/bench/README.md")
     arguments = parser.parse_args()
+    rows = []
     print(f"{arguments.studies} studies of {FILES} files, median of {arguments.runs} runs, {processors()} processors")
     with tempfile.TemporaryDirectory() as folder:
         per_map = label_map_seconds(Path(folder), arguments.runs)
@@ -137,6 +140,12 @@ def main() -> int:
                     f"{REAL_FILES:,} files and {REAL_MAPS} label maps: {minutes:5.2f} min",
                     flush=True,
                 )
+                rows.append([kind + ", " + name, f"{rate:,.0f}", f"{start:.2f}", f"{minutes:.1f}"])
+    if arguments.readme:
+        head = ["what", "files a second", "start, s", f"minutes for {REAL_FILES:,} files and {REAL_MAPS} label maps"]
+        text = f"{arguments.studies} studies of {FILES} files in memory, median of {arguments.runs} runs, "
+        text += f"{time.strftime('%Y-%m-%d')}, {io_report.machine()}. A label map takes {per_map:.2f} s."
+        io_report.into_readme(text + "\n\n" + io_report.table(head, rows), "bench_survey")
     return 0
 
 

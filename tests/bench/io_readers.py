@@ -185,7 +185,7 @@ def nifti_values(path: Path) -> np.ndarray:
 BEFORE_PIXELS = 0x7FDFFFFF
 
 READERS = (
-    Reader("this package", ours, "two threads; finds, checks, sorts, HU in int16", "pydicom"),
+    Reader("this package", ours, "finds, checks, sorts, HU in int16; two threads for codecs, one without", "pydicom"),
     Reader(
         "SimpleITK, names given",
         sitk_named,

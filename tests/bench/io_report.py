@@ -12,7 +12,6 @@ from io_readers import READERS
 from io_surveys import HEADER_READERS
 
 README = Path(__file__).with_name("README.md")
-BEGIN, END = "<!-- bench_io: begin -->", "<!-- bench_io: end -->"
 PEERS = ("SimpleITK", "dicomsdl", "python-gdcm", "dcm2niix")
 SURVEY = "screening.survey"
 BASE = ("pydicom", "imagecodecs", "numpy", "nibabel")
@@ -42,7 +41,7 @@ def reading_table(contests) -> str:
         cells = [_ratio(contest, reader.name) for contest in contests]
         peaks = [f"{c.peaks[reader.name]:.2f}" if reader.name in c.peaks else "-" for c in with_peaks]
         rows.append([reader.name, *cells, *peaks, reader.uses])
-    return _table(head, rows)
+    return table(head, rows)
 
 
 def header_table(contests) -> str:
@@ -56,7 +55,7 @@ def header_table(contests) -> str:
     if any(SURVEY in contest.seconds for contest in contests):
         cells = [_rate(contest, SURVEY) for contest in contests]
         rows.append([SURVEY, *cells, "all it does for a study, in the processes it takes by itself"])
-    return _table(["headers only", *(contest.title for contest in contests), "how"], rows)
+    return table(["headers only", *(contest.title for contest in contests), "how"], rows)
 
 
 def targets(reading, headers) -> list[tuple[str, float, str, bool]]:
@@ -93,7 +92,7 @@ def report(reading, headers, *, slices: int, repeats: int) -> str:
     """Everything that a run found, in Markdown."""
     today = datetime.date.today().isoformat()
     parts = [
-        f"Measured on {today} with {_machine()}; {repeats} repeats, {slices} slices of 512 x 512. {_versions()}",
+        f"Measured on {today} with {machine()}; {repeats} repeats, {slices} slices of 512 x 512. {_versions()}",
         "kB a file: " + ", ".join(f"{contest.title} {contest.kilobytes:.0f}" for contest in reading) + ".",
         "How many times as long as this package (seconds in brackets), and peak memory as a multiple of the volume:",
         reading_table(reading),
@@ -102,7 +101,7 @@ def report(reading, headers, *, slices: int, repeats: int) -> str:
         header_table(headers),
         faults(headers),
         "Targets:",
-        _table(
+        table(
             ["what", "value", "target", ""],
             [[what, f"{value:.2f}", limit, "met" if met else "**missed**"] for what, value, limit, met in
              targets(reading, headers)],
@@ -117,12 +116,13 @@ def faults(contests) -> str:
     return "Not equal to what was written: " + "; ".join(found) + "." if found else "All values equal what was written."
 
 
-def into_readme(text: str) -> None:
-    """Replace what stands between the two markers of README.md."""
+def into_readme(text: str, bench: str = "bench_io") -> None:
+    """Replace what stands between the two markers of a bench in README.md."""
+    begin, end = f"<!-- {bench}: begin -->", f"<!-- {bench}: end -->"
     old = README.read_text()
-    before, rest = old.split(BEGIN)
-    after = rest.split(END)[1]
-    README.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}")
+    before, rest = old.split(begin)
+    after = rest.split(end)[1]
+    README.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}")
 
 
 def _ratio(contest, name: str) -> str:
@@ -141,12 +141,14 @@ def _rate(contest, name: str) -> str:
     return f"{contest.files / contest.median(name):,.0f} ({contest.ratio(name):.2f}{mark})"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown; the columns of words are named here, all others are set to the right."""
     ruler = "|".join("---" if name in ("reader", "headers only", "how", "what", "") else "---:" for name in head)
     return "\n".join([f"| {' | '.join(head)} |", f"|{ruler}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What the numbers were measured on, in words."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{cores} logical cores for everybody ({platform.machine()}, {platform.system()})"
 
