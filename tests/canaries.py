@@ -96,8 +96,8 @@ CANARIES = [
     Canary(
         "bits that hold no value are read as value",
         "cspine_utils/dicom/pixels.py",
-        "if pixels.stored < 8 * stored.dtype.itemsize:",
-        "if False:",
+        "if pixels.stored == bits:",
+        "if True:",
         "test_dicom_pixels.py",
     ),
     Canary(
