@@ -21,7 +21,7 @@ import numpy as np
 from nibabel import orientations
 
 from cspine_utils import placement
-from cspine_utils.errors import GridMismatch, MaskError
+from cspine_utils.errors import GridMismatch, MaskError, ParameterError
 from cspine_utils.nifti_file import StoredArray, read_header, reading, refuse, slabs
 from cspine_utils.placement import check_placement as check_placement  # of the reader's tools, they belong here too
 from cspine_utils.placement import flips_by_hu as flips_by_hu
@@ -39,7 +39,9 @@ def read_mask(path, volume, *, resample: bool = False) -> np.ndarray:
     ----------
     path : NIfTI file, any of the 48 axis orders, integers or whole-numbered floats from 0 to 255
     volume : the CT that the labels describe, or its grid
-    resample : take a label map on another grid too, by nearest neighbour; what it does not cover is 0
+    resample : take a label map on another grid too, by nearest neighbour; what it does not cover is 0. Only the
+        header says where it lies: one that is mirrored or tells nothing is refused all the same, one of another
+        study whose field overlaps is not noticed (`check_placement` may)
 
     Returns
     -------
@@ -154,12 +156,20 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
 
 def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
     """The values of a file on a grid; `convert(path, values)` checks and changes those that are not zero."""
+    if not hasattr(grid, "affine") or not hasattr(grid, "shape"):
+        raise ParameterError(
+            "volume",
+            found=type(grid).__name__,
+            expected="a Volume or a Grid: a shape with its affine",
+            remedy="pass what dicom.read_series returned, not its array.",
+        )
     with reading(path):
         stored = read_header(path)
         permutation = placement.match(stored.shape, stored.affine, grid)
         if permutation is not None:
             return _place(path, stored, permutation, convert, dtype)
-        if not resample or placement.apart(stored.shape, stored.affine, grid):
+        apart = placement.apart(stored.shape, stored.affine, grid)
+        if not resample or apart or placement.untrustworthy(stored.shape, stored.affine, grid):
             raise _mismatch(path, stored, grid)
         if stored.nbytes > MAX_RESAMPLED_BYTES:
             refuse(
@@ -213,7 +223,7 @@ def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
             path,
             f"values from {lowest} to {highest}",
             "labels from 0 to 255",
-            "check that this is the label map and not the CT itself.",
+            "check that this is the label map and not the CT itself, and that its background is 0.",
         )
     labels = values.astype(np.uint8)
     if values.dtype.kind == "f" and not np.array_equal(labels, values):

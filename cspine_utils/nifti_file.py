@@ -21,7 +21,7 @@ from cspine_utils.errors import MaskError
 
 _A_LABEL_MAP = (
     "a NIfTI label map (.nii or .nii.gz)",
-    "download it again; the study can be used without its label map.",
+    "download it again, or export it as one .nii or .nii.gz; the study can be used without its label map.",
 )
 _SLAB_BYTES = 2**22
 #: Extensions stand between header and data; a header that claims more of them than this is damaged.

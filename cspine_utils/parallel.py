@@ -70,7 +70,7 @@ def each(function: Callable, items: Iterable, *, workers: int = 0, client=None) 
             "workers",
             found=f"{workers!r}" + (" beside a client" if client is not None else ""),
             expected="a number of processes from 0 up, or a dask client instead",
-            remedy="leave one of the two out.",
+            remedy="leave one of the two out." if client is not None else "0 reads in this process.",
         )
     if client is not None:
         yield from _on_dask(function, items, client)

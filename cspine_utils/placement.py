@@ -76,13 +76,9 @@ def diagnose(shape, affine: np.ndarray, grid) -> tuple[str, str]:
     (what, remedy) : in words, with the numbers; `what` begins with the kind of fault: a mirrored header, an affine
         without geometry, another study, or a list of turns, spacings, missing slices and shifts
     """
-    if np.allclose(affine, np.eye(4)):
-        return "an affine that is the identity, so nothing is known of where the voxels lie", (
-            "export the label map again from the tool that made it, together with its geometry."
-        )
-    mirrored = _mirror(shape, affine, grid)
-    if mirrored:
-        return mirrored
+    wrong = untrustworthy(shape, affine, grid)
+    if wrong:
+        return wrong
     found = Grid(*_along(shape, affine, grid.affine))
     turned, spaced, counted = _turned(found, grid), _spaced(found, grid), _counted(found, grid)
     shifted = _middle_off(found, grid) if turned or spaced else _shifted(found, grid)
@@ -93,6 +89,15 @@ def diagnose(shape, affine: np.ndarray, grid) -> tuple[str, str]:
     if len(kinds) >= 3:
         return f"another study altogether: {what}", _OTHER_STUDY
     return what or "corners that lie off the CT's by a little in several ways", _OWN_GRID
+
+
+def untrustworthy(shape, affine: np.ndarray, grid) -> tuple[str, str] | None:
+    """(what, remedy) where a header surely does not tell where its voxels lie, so that no resampling by it can help."""
+    if np.allclose(affine, np.eye(4)):
+        return "an affine that is the identity, so nothing is known of where the voxels lie", (
+            "export the label map again from the tool that made it, together with its geometry."
+        )
+    return _mirror(shape, affine, grid)
 
 
 def _mirror(shape, affine, grid):

@@ -72,7 +72,8 @@ def read_tables(root) -> Tables:
                 expected="the label maps",
                 remedy="correct its permissions: without them every study would seem to have no label map.",
             ) from error
-        found = sorted(name.removesuffix(".nii") for name in names if name.endswith(".nii") and name[0] != ".")
+        ids = (name.removesuffix(".gz").removesuffix(".nii") for name in names if name.endswith((".nii", ".nii.gz")))
+        found = sorted({name for name in ids if name and name[0] != "."})
     return Tables(labels, boxes, None if found is None else tuple(found))
 
 
@@ -143,7 +144,10 @@ class RsnaDataset:
     def mask_path(self, study: str) -> Path | None:
         """The study's label map, or None where there is none."""
         path = self.root / "segmentations" / f"{self._known(study)}.nii"
-        return path if os.path.isfile(path) else None
+        for found in (path, path.with_name(path.name + ".gz")):
+            if os.path.lexists(found):  # a link that leads nowhere is a label map that got lost, not one never drawn
+                return found
+        return None
 
     def _known(self, study: str) -> str:
         if study not in self.labels.index:

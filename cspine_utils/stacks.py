@@ -64,8 +64,7 @@ def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
     ------
     StackError : the mask shows none of C1-C7, or on one slice only
     """
-    if not isinstance(count, int | np.integer) or count < 2:
-        raise StackError("count", found=repr(count), expected="an integer, at least 2", remedy="210 is usual.")
+    _check_count(count)
     shown = np.flatnonzero(np.isin(mask, CERVICAL_IDS).any(axis=(1, 2)))
     if len(shown) == 0 or shown[0] == shown[-1]:
         raise StackError(
@@ -86,6 +85,11 @@ def check_on_grid(mask: np.ndarray, volume: Volume) -> None:
             expected=f"the volume's shape {volume.shape}",
             remedy="read the mask with nifti.read_mask(path, volume), which places it on the volume's grid.",
         )
+
+
+def _check_count(count: int) -> None:
+    if not isinstance(count, int | np.integer) or count < 2:
+        raise StackError("count", found=repr(count), expected="an integer, at least 2", remedy="210 is usual.")
 
 
 def resample_slices(volume: Volume, mask: np.ndarray, count: int = 2 * FRAMES, size=None):
@@ -206,15 +210,22 @@ def prepare(dataset, studies, out, *, size, count: int = 2 * FRAMES, progress: b
     DataFrame, index study, columns `status` ("made", "kept", "skipped" without a label map, "failed") and `reason`
     """
     out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    _pair(size, (1, 1))
+    _check_count(count)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StackError(
+            out, found=f"no folder ({error.strerror})", expected="a folder, made if missing", remedy="name another one."
+        ) from error
     rows = {}
     bar = tqdm(studies, desc="stacks", unit="study", disable=not progress)
     for study in bar:
-        if dataset.mask_path(study) is None:
-            rows[study] = ("skipped", "no label map that says where C1-C7 are")
-            continue
         try:
-            rows[study] = (_prepare_one(dataset, study, out, size, count), "")
+            if dataset.mask_path(study) is None:
+                rows[study] = ("skipped", "no label map that says where C1-C7 are")
+            else:
+                rows[study] = (_prepare_one(dataset, study, out, size, count), "")
         except CSpineError as error:
             rows[study] = ("failed", str(error))
     table = pd.DataFrame.from_dict(rows, orient="index", columns=["status", "reason"])
@@ -312,9 +323,16 @@ def _prepare_one(dataset, study: str, out: Path, size, count: int) -> str:
 
 def _fingerprint(series_dir: Path, mask_path: Path, size, count: int) -> str:
     """Changes when a source file or a setting does. Names, sizes and times: hashing 300 GB takes hours."""
-    files = sorted(series_dir.iterdir()) + [mask_path]
-    facts = [[f.name, f.stat().st_size, f.stat().st_mtime_ns] for f in files]
+    facts = [[file.name, *_state(file)] for file in [*sorted(series_dir.iterdir()), mask_path]]
     return hashlib.sha256(json.dumps([1, list(_pair(size, (0, 0))), count, facts]).encode()).hexdigest()
+
+
+def _state(file: Path) -> tuple[int, int]:
+    try:
+        state = file.stat()
+    except OSError:  # a link that leads nowhere
+        return -1, -1
+    return state.st_size, state.st_mtime_ns
 
 
 def _stored_source(path: Path) -> str | None:

@@ -409,3 +409,51 @@ def test_a_real_series_with_tilt_and_uneven_gaps_is_refused_with_its_numbers():
     for options in ({}, {"resample_uneven": True}):
         with pytest.raises(SeriesError, match=message + "; gantry tilt 18.5 degrees.*too much of the patient"):
             read_series(REAL_CT / "head-gantry-tilt", **options)
+
+
+def test_a_series_that_goes_on_in_a_subfolder_is_refused(tmp_path, volume):
+    paths = write_series(tmp_path, volume)
+    (tmp_path / "more").mkdir()
+    for path in paths[4:]:
+        path.rename(tmp_path / "more" / path.name)
+    with pytest.raises(SeriesError, match="more: found slices of the same series in a subfolder.*one folder"):
+        read_series(tmp_path)
+
+
+def test_a_second_choice_forgets_the_first(tmp_path, volume):
+    write_series(tmp_path, volume)
+    write_series(tmp_path, volume, first_number=100, series_uid="1.2.826.0.1.3680043.1.2")
+    listing = look_into(tmp_path)
+    for name, others in (
+        ("1.dcm", {f"{n}.dcm" for n in range(100, 107)}),
+        ("101.dcm", {f"{n}.dcm" for n in range(1, 8)}),
+    ):
+        assert name in [header.path.name for header in listing.choose(name)]
+        assert set(listing.left_out) == others
+
+
+def unplaced(dataset):
+    del dataset.ImagePositionPatient, dataset.ImageOrientationPatient
+
+
+def test_a_page_of_the_protocol_is_left_out(tmp_path, volume):
+    """Some scanners file it as a CT image in a series of its own, without a place in the patient."""
+    paths = write_series(tmp_path, volume)
+    page = tmp_path / "page.dcm"
+    page.write_bytes(paths[0].read_bytes())
+    edit(page, unplaced)
+    with pytest.raises(SeriesError, match="without a place in the patient.*in the series of the slices"):
+        read_series(tmp_path)
+    edit(page, lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.826.0.1.3680043.1.7"))
+    read = read_series(tmp_path)
+    assert np.array_equal(read.hu, volume.hu) and "without a place" in read.left_out["page.dcm"]
+
+
+def test_notes_beside_slices_without_a_suffix(tmp_path, volume):
+    for path in write_series(tmp_path, volume):
+        path.rename(path.with_suffix(""))
+    (tmp_path / "README").write_text("How this disc is read.\n")
+    assert list(read_series(tmp_path).left_out) == ["README"]
+    (tmp_path / "8").write_text("<html>404: no such slice</html>")
+    with pytest.raises(SeriesError, match="8: found a file that is not DICOM"):
+        read_series(tmp_path)

@@ -177,3 +177,40 @@ def test_rounded_positions_are_even(tmp_path):
     paths = write_series(tmp_path, patient_volume((9, 5, 7)))
     move_slices(paths, np.round(0.6249 * np.arange(9), 2))
     assert read_series(tmp_path).spacing_mm[0] == pytest.approx(0.625, abs=1e-3)
+
+
+def number_acquisitions(paths, numbers):
+    for path, number in zip(paths, numbers, strict=True):
+        edit(path, lambda dataset, number=number: setattr(dataset, "AcquisitionNumber", number))
+
+
+def test_two_acquisitions_of_one_place_are_no_volume(tmp_path):
+    """Half a step apart they would look like one series of thinner steps."""
+    paths = write_series(tmp_path, patient_volume((8, 5, 7)))
+    number_acquisitions(paths, [1, 2] * 4)
+    for options in ({}, {"resample_uneven": True}):
+        with pytest.raises(SeriesError, match="several acquisitions.*a folder of its own"):
+            read_series(tmp_path, **options)
+
+
+@pytest.mark.parametrize("numbers", [[1, 2, 3, 4, 5, 6, 7, 8], [1, 1, 1, 1, 2, 2, 2, 2], [3, 3, 2, 2, 1, 1, 4, 4]])
+def test_acquisitions_one_after_the_other_are_one_volume(tmp_path, numbers):
+    volume = patient_volume((8, 5, 7))
+    number_acquisitions(write_series(tmp_path, volume), numbers)
+    assert np.array_equal(read_series(tmp_path).hu, volume.hu)
+
+
+def test_positions_rounded_to_a_tenth_of_a_millimetre_are_even(tmp_path):
+    """As some anonymisers write them: gaps of 0.6 and 0.7 mm where 0.625 is meant."""
+    volume = patient_volume((33, 5, 7))
+    paths = write_series(tmp_path, volume)
+    move_slices(paths, np.round(0.625 * np.arange(33), 1))
+    assert np.array_equal(read_series(tmp_path).hu, volume.hu)
+
+
+def test_directions_of_two_digits_stretch_nothing(tmp_path):
+    volume = patient_volume((3, 5, 7))
+    paths = write_series(tmp_path, volume)
+    for path in paths:
+        edit(path, lambda dataset: setattr(dataset, "ImageOrientationPatient", [0.71, 0.71, 0, -0.71, 0.71, 0]))
+    assert read_series(tmp_path).spacing_mm == pytest.approx((1.5, 0.7, 0.6), abs=1e-9)

@@ -184,3 +184,32 @@ def test_deep_nesting_ends(tmp_path):
     started = time.monotonic()
     assert isinstance(outcome(headers.read_headers, path), SeriesError | NotDicom)
     assert time.monotonic() - started < 60, "a limit for hanging, not for speed"
+
+
+@pytest.mark.parametrize("odd", ["big endian", "ImageType of unknown type", "odd private value"])
+def test_a_stranger_that_pydicom_read_does_not_swallow_the_slices_after_it(tmp_path, odd):
+    """Its walk was broken off, so what was walked says nothing of other files."""
+    volume = patient_volume((7, 9, 11))
+    paths = write_series(tmp_path, volume)
+    stranger = tmp_path / "1a.dcm"
+    dataset = pydicom.dcmread(paths[0])
+    dataset.SeriesInstanceUID += ".9"
+    dataset.ImageType = ["ORIGINAL", "PRIMARY", "LOCALIZER"]
+    dataset.save_as(stranger)
+    content = stranger.read_bytes()
+    if odd == "ImageType of unknown type":
+        at = content.index(b"CS", content.index(b"LOCALIZER") - 40)
+        length = int.from_bytes(content[at + 2 : at + 4], "little")
+        stranger.write_bytes(content[:at] + b"UN\0\0" + length.to_bytes(4, "little") + content[at + 4 :])
+    elif odd == "odd private value":
+        at = content.index(b"\x20\x00\x0d\x00UI")
+        stranger.write_bytes(
+            content[:at] + b"\x19\x00\x10\x00LO\x04\x00ODD \x19\x00\x10\x10??\x02\x00ab" + content[at:]
+        )
+    else:
+        dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
+        pydicom.dcmwrite(stranger, dataset, implicit_vr=False, little_endian=False)
+    with pytest.raises((Unusual, StructError)):
+        walk(stranger)
+    assert isinstance(headers.read_headers(stranger), headers.NoSlice)
+    assert len(look_into(tmp_path).choose()) == 7

@@ -13,7 +13,7 @@ from scipy.spatial import cKDTree
 from test_volume import ALL_CODES
 
 from cspine_utils import nifti
-from cspine_utils.errors import GridMismatch, MaskError
+from cspine_utils.errors import GridMismatch, MaskError, ParameterError
 from cspine_utils.nifti import describe_mask, read_aligned, read_mask, write_mask
 from cspine_utils.volume import Grid, Volume
 
@@ -416,3 +416,20 @@ def test_a_write_that_stops_half_way_keeps_the_old_file(tmp_path, volume, monkey
     with pytest.raises(MaskError, match="No space left"):
         write_mask(tmp_path / "m.nii", 0 * neck_mask(), volume)
     assert (tmp_path / "m.nii").read_bytes() == before and len(list(tmp_path.iterdir())) == 1
+
+
+def test_resampling_does_not_trust_a_header_that_tells_nothing_or_the_reverse(tmp_path, volume):
+    mirrored = np.diag([-1, -1, 1, 1]) @ volume.affine
+    for name, affine, said in (("identity", np.eye(4), "the identity"), ("mirrored", mirrored, "a mirrored header")):
+        path = tmp_path / f"{name}.nii"
+        image = nib.Nifti1Image(neck_mask(), affine)
+        image.set_sform(affine, code=1)
+        nib.save(image, path)
+        with pytest.raises(GridMismatch, match=said):
+            read_mask(path, volume, resample=True)
+
+
+def test_an_array_is_no_grid(tmp_path, volume):
+    path = write_label_file(tmp_path / "m.nii", neck_mask(), volume)
+    with pytest.raises(ParameterError, match="found ndarray; expected a Volume"):
+        read_mask(path, volume.hu)

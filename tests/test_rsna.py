@@ -124,3 +124,15 @@ def test_boxes_of_unknown_studies_and_boxes_without_numbers(rsna_folder):
     (rsna_folder / "train_bounding_boxes.csv").write_text(good.replace("2.5,7", "wide,7"))
     with pytest.raises(DatasetError, match="data row 2"):
         RsnaDataset(rsna_folder)
+
+
+def test_a_label_map_that_got_lost_or_is_compressed_is_one(rsna_folder):
+    dataset = RsnaDataset(rsna_folder)
+    lost, packed = dataset.studies[:2]
+    dataset.mask_path(lost).unlink()
+    (rsna_folder / "segmentations" / f"{lost}.nii").symlink_to("elsewhere")
+    plain = dataset.mask_path(packed)
+    plain.rename(plain.with_name(plain.name + ".gz"))
+    assert dataset.mask_path(lost).name == f"{lost}.nii" and dataset.mask_path(packed).name == f"{packed}.nii.gz"
+    assert dataset.mask_path(dataset.studies[3]) is None
+    assert set(RsnaDataset(rsna_folder).label_maps) == set(dataset.studies[:3])

@@ -239,3 +239,18 @@ def test_every_split_passes_through_the_gate(function, monkeypatch):
     labels = cohort(20)
     found = getattr(screening, function)(list(labels.index), labels, generator=rng(), **options)
     assert (found.parts if function == "reproduction_split" else found[0] if function == "folds" else found) in asked
+
+
+@pytest.mark.parametrize("value", ["text", 2, float("nan")])
+def test_labels_that_are_neither_0_nor_1_are_refused(value):
+    labels = pd.DataFrame(0, index=[f"s{i}" for i in range(6)], columns=list(TARGETS))
+    labels = labels.astype(str) if value == "text" else labels.astype(float)
+    if value != "text":
+        labels.loc["s3", ["patient_overall", "C4"]] = value
+    generator = np.random.default_rng(0)
+    for deal in (
+        lambda: screening.split(labels.index, labels, sizes={"a": 3}, generator=generator),
+        lambda: screening.folds(labels.index, labels, k=2, generator=generator),
+    ):
+        with pytest.raises(ParameterError, match="0 or 1 for every study"):
+            deal()

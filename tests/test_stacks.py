@@ -271,3 +271,17 @@ def test_two_sets_hold_every_usable_study_once_and_depend_on_the_seed_alone(rsna
         tuple(stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=s)[0].studies) for s in range(8)
     }
     assert len(others) > 1
+
+
+def test_odd_folders_are_listed_and_odd_settings_refused(rsna_folder, store):
+    dataset = RsnaDataset(rsna_folder)
+    (dataset.series_dir(dataset.studies[0]) / "notes").symlink_to("nowhere")
+    studies = [dataset.studies[0], "1.2.3", dataset.studies[2]]
+    table = stacks.prepare(dataset, studies, store, size=8, count=12, progress=False)
+    assert table["status"].tolist() == ["failed", "failed", "made"]
+    assert "a link that leads nowhere" in table["reason"].iloc[0] and "no study" in table["reason"].iloc[1]
+    occupied = store / "file"
+    occupied.write_text("")
+    for options in ({"size": 0}, {"count": 1}, {"out": occupied}):
+        with pytest.raises(StackError):
+            stacks.prepare(dataset, studies, **{"out": store, "size": 8, "count": 12, "progress": False} | options)

@@ -212,7 +212,9 @@ def put_viewer(folder, paths):
 
 def put_subfolder(folder, paths):
     (folder / "1").mkdir()
-    (folder / "1" / "1.dcm").write_bytes(paths[0].read_bytes())
+    other = pydicom.dcmread(paths[0])
+    other.SeriesInstanceUID += ".7"
+    other.save_as(folder / "1" / "1.dcm")
 
 
 KINDS = {

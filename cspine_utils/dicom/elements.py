@@ -34,6 +34,7 @@ WANTED = {
     "SliceThickness": (0x0018, 0x0050, "DS"),
     "StudyInstanceUID": (0x0020, 0x000D, "UI"),
     "SeriesInstanceUID": (0x0020, 0x000E, "UI"),
+    "AcquisitionNumber": (0x0020, 0x0012, "IS"),
     "ImagePositionPatient": (0x0020, 0x0032, "DS"),
     "ImageOrientationPatient": (0x0020, 0x0037, "DS"),
     "SamplesPerPixel": (0x0028, 0x0002, "US"),

@@ -18,7 +18,7 @@ from cspine_utils.errors import SeriesError
 from .alike import HeaderReader
 from .elements import NotDicom
 from .geometry import measure, orientation_of
-from .headers import NoSlice, SliceHeader
+from .headers import NoSlice, SliceHeader, read_headers
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +56,8 @@ class FolderListing:
                 raise self._refusal(f"{containing!r}, which holds frames of several series", "a file of one series")
         else:
             chosen = self._unambiguous()
+        for header in (header for series in self.series for header in series):
+            self.left_out.pop(header.path.name, None)  # of an earlier choice
         for series in self.series:
             if series is not chosen[0]:
                 _check_no_continuation(series, chosen[0])
@@ -115,6 +117,8 @@ def look_into(folder) -> FolderListing:
             else:
                 headers += read
     _sort_out(headers, others, doubtful, left_out)
+    for name in [name for name, reason in left_out.items() if reason == _SUBFOLDER]:
+        _check_subfolder(folder / name, {(header.study_uid, header.series_uid) for header in headers})
     if not headers:
         first = next(iter(left_out.items()), None)
         raise SeriesError(
@@ -144,7 +148,7 @@ def _sort_out(headers, others: dict[Path, NoSlice], doubtful: dict[Path, str], l
         left_out[path.name] = other.reason
     suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"} if doubtful else ()
     for path, reason in doubtful.items():
-        if path.suffix.lower() in suffixes:
+        if path.suffix.lower() in suffixes and not (not path.suffix and _is_text(path)):
             raise SeriesError(
                 path,
                 found=reason,
@@ -154,7 +158,41 @@ def _sort_out(headers, others: dict[Path, NoSlice], doubtful: dict[Path, str], l
         left_out[path.name] = reason
 
 
+def _check_subfolder(folder: Path, series: set) -> None:
+    """Refuse a folder whose series goes on in a subfolder, as some archives cut series; a few files tell."""
+    try:
+        with os.scandir(folder) as entries:
+            names = sorted(entry.name for entry in entries if not _kind(entry))[:3]
+    except OSError:
+        return
+    for name in names:
+        try:
+            read = read_headers(folder / name)
+        except (NotDicom, SeriesError):
+            continue
+        if not isinstance(read, NoSlice) and (read[0].study_uid, read[0].series_uid) in series:
+            raise SeriesError(
+                folder,
+                found="slices of the same series in a subfolder",
+                expected="all slices of a series in one folder",
+                remedy="move them into one folder.",
+            )
+
+
+def _is_text(path: Path) -> bool:
+    """A note such as README beside slices without a suffix. A page in HTML may be what came instead of a slice."""
+    try:
+        with open(path, "rb") as file:
+            start = file.read(512).decode("utf-8", "ignore")
+    except OSError:
+        return False
+    return (
+        bool(start) and start.lstrip()[:1] != "<" and all(letter.isprintable() or letter.isspace() for letter in start)
+    )
+
+
 _BROKEN_LINK = "a link that leads nowhere"
+_SUBFOLDER = "a subfolder: what lies deeper is not read"
 
 
 def _entries(folder: Path) -> list[tuple[Path, str]]:
@@ -182,7 +220,7 @@ def _kind(entry: os.DirEntry) -> str:
         return "a hidden file"
     try:
         if entry.is_dir():
-            return "a subfolder: what lies deeper is not read"
+            return _SUBFOLDER
         if entry.is_file():
             return ""
         return _BROKEN_LINK if entry.is_symlink() else "neither a file nor a folder"

@@ -8,6 +8,7 @@ from the thickness. (DICOM PS3.3, C.7.6.2 Image Plane Module.)
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,9 @@ from .headers import SliceHeader
 STEP_TOLERANCE = 0.1
 #: Small differences add up: no slice may lie further than this share of a step from its place on the even grid.
 PLACE_TOLERANCE = 0.5
+#: Positions rounded to 0.1 mm are even, too: slices this close to their places on the even grid (and within a fifth
+#: of a step), whatever that does to the gaps.
+ROUNDING_MM = 0.1
 #: A slice may lie this many mm off the line through the others (rounding in the headers is far smaller).
 LINE_TOLERANCE_MM = 0.2
 #: Gaps of up to this many median gaps are bridged on request; beyond it half a slice or more would be invented.
@@ -122,7 +126,7 @@ def measure(headers) -> SeriesGeometry:
             headers[0].path,
             found="a single slice",
             expected="at least two, since the step between slices comes from their positions",
-            remedy="download the study again.",
+            remedy="download the rest of the series; read_slice reads a file by itself.",
         )
     normal = _normal(headers[0])
     positions = np.array([header.position_mm for header in headers])
@@ -195,6 +199,13 @@ def _problem(folder: Path, ordered, positions, gaps_mm, step, normal, tilt) -> t
             expected="one file a position",
             remedy="remove the repeated slice, or separate the two series.",
         ), False
+    if _overlapping_acquisitions(ordered, positions @ normal):
+        return SeriesError(
+            folder,
+            found=f"several acquisitions in one series whose slices lie between each other; {numbers}",
+            expected="one acquisition, or one after the other",
+            remedy="put each acquisition into a folder of its own: together they are no one volume.",
+        ), False
     off_mm = _off_the_line(positions, gaps_mm, step, normal)
     if off_mm.max() > LINE_TOLERANCE_MM:
         worst = int(np.argmax(off_mm))
@@ -209,6 +220,8 @@ def _problem(folder: Path, ordered, positions, gaps_mm, step, normal, tilt) -> t
     out_of_place = np.abs(travelled - mean * np.arange(len(travelled))) / mean
     uneven = np.abs(gaps_mm - median) > STEP_TOLERANCE * median
     if not uneven.any() and out_of_place.max() <= PLACE_TOLERANCE:
+        return None, False
+    if out_of_place.max() <= min(ROUNDING_MM / mean, 0.2):
         return None, False
     repairable = bool(gaps_mm.max() <= MAX_BRIDGED_GAP * median)
     if uneven.any():
@@ -232,6 +245,15 @@ def _problem(folder: Path, ordered, positions, gaps_mm, step, normal, tilt) -> t
         expected=f"{median:.3f} mm between all neighbours, within {STEP_TOLERANCE:.0%}",
         remedy=remedy,
     ), repairable
+
+
+def _overlapping_acquisitions(ordered, along: np.ndarray) -> bool:
+    """Whether two acquisitions cover the same part of the patient. (Many scanners count one for every rotation.)"""
+    ends: dict[int | None, list[float]] = {}
+    for header, place in zip(ordered, along, strict=True):
+        ends.setdefault(header.acquisition, [place, place])[1] = place
+    extents = sorted((first, last) for first, last in ends.values() if last > first)
+    return any(later[0] < earlier[1] for earlier, later in pairwise(extents))
 
 
 def _missing(gap: float, step: float) -> int:

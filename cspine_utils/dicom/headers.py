@@ -57,6 +57,7 @@ class SliceHeader(NamedTuple):
     orientation : direction of a row (where the column index grows), then of a column: six numbers
     pixel_spacing_mm : between rows, between columns
     thickness_mm : SliceThickness, or None
+    acquisition : AcquisitionNumber, or None
     pixels : how values are stored
     elements : where the pixels lie in the file; its values are not kept
     """
@@ -72,6 +73,7 @@ class SliceHeader(NamedTuple):
     orientation: tuple[float, ...]
     pixel_spacing_mm: tuple[float, float]
     thickness_mm: float | None
+    acquisition: int | None
     pixels: PixelFormat
     elements: Elements
 
@@ -102,6 +104,8 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | N
 
         return enhanced.read_headers(path, read)
     values = read.values
+    if not {"ImagePositionPatient", "ImageOrientationPatient"} & set(values) and _has_pixels(read):
+        return NoSlice("an image without a place in the patient, such as a page of the protocol", _series(values))
     return [
         make_header(
             path,
@@ -116,11 +120,21 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | N
     ]
 
 
+def _has_pixels(read: Elements) -> bool:
+    """Whether the file goes on to the end of an image, so that its header is not cut off."""
+    sizes = [read.values.get(name, ()) for name in ("Rows", "Columns", "BitsAllocated")]
+    if not read.complete or not all(len(size) == 1 for size in sizes):
+        return False
+    return bool(read.fragments) or read.pixels_bytes >= math.prod(size[0] for size in sizes) // 8 > 0
+
+
 def read_elements(path: Path, spans: list | None = None) -> Elements:
     """The elements of one file, the direct way where it can be gone. Raises NotDicom or SeriesError."""
     try:
         read = walk(path, spans)
     except (Unusual, StructError):
+        if spans is not None:
+            spans.clear()  # what was walked before it got unusual is not all that there is
         read = read_by_pydicom(path)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -146,9 +160,10 @@ def make_header(
         rows,
         columns,
         position,
-        orientation,
+        _unit_vectors(path, orientation),
         spacing,
         thickness[0] if thickness and math.isfinite(thickness[0]) and thickness[0] > 0 else None,
+        values["AcquisitionNumber"][0] if values.get("AcquisitionNumber") else None,
         _pixel_format(path, values, slope, intercept),
         read._replace(values={}, dataset=None),
     )
@@ -232,16 +247,27 @@ def _one(path: Path, keyword: str, numbers) -> float:
     return number
 
 
+def _unit_vectors(path: Path, orientation) -> tuple[float, ...]:
+    """The two directions, rid of what rounding did to their length. Raises SeriesError for what rounding cannot do."""
+    row, column = orientation[:3], orientation[3:]
+    lengths = math.hypot(*row), math.hypot(*column)
+    across = sum(a * b for a, b in zip(row, column, strict=True))
+    if max(abs(length - 1) for length in lengths) > 0.005 or abs(across) > 0.01:
+        raise SeriesError(
+            path,
+            found=f"ImageOrientationPatient {[*orientation]}",
+            expected="two directions of length 1 at right angles",
+            remedy="leave this file or series out.",
+        )
+    return *(number / lengths[0] for number in row), *(number / lengths[1] for number in column)
+
+
 def _check(header: SliceHeader, frames: int) -> None:
-    a, b, c, d, e, f = header.orientation
-    lengths = a * a + b * b + c * c, d * d + e * e + f * f
     problem, remedy = None, "leave this file or series out."
     if not 1 <= min(header.rows, header.columns) <= max(header.rows, header.columns) <= MAX_SIDE:
         problem = f"{header.rows} x {header.columns} pixels", f"from 1 to {MAX_SIDE} rows and columns"
     elif not 1e-3 < min(header.pixel_spacing_mm) <= max(header.pixel_spacing_mm) < 100:
         problem = f"PixelSpacing {header.pixel_spacing_mm}", "a positive spacing in mm"
-    elif max(abs(lengths[0] - 1), abs(lengths[1] - 1), abs(a * d + b * e + c * f)) > 0.01:
-        problem = f"ImageOrientationPatient {[*header.orientation]}", "two directions of length 1 at right angles"
     elif max(map(abs, header.position_mm)) > MAX_POSITION_MM:
         problem = f"ImagePositionPatient {[*header.position_mm]}", "a place within 100 m of the scanner"
     else:

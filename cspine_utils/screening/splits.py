@@ -96,7 +96,7 @@ def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np
             expected=f"parts of at least one study that add up to at most {len(studies)}",
             remedy="ask for smaller parts, or make a larger cohort.",
         )
-    overall = labels.loc[studies, "patient_overall"].to_numpy()
+    overall = _zeros_and_ones(labels, studies, ["patient_overall"]).ravel()
     place = np.empty(len(studies))
     for value in (0, 1):
         members = np.flatnonzero(overall == value)
@@ -141,7 +141,7 @@ def folds(studies, labels: pd.DataFrame, *, k: int, generator: np.random.Generat
             remedy="ask for fewer folds, or make a larger cohort.",
         )
     table = labels.loc[studies]
-    broken = table[list(LEVELS)].to_numpy().astype(int)
+    broken = _zeros_and_ones(labels, studies, list(LEVELS)).astype(int)
     fractured = table["patient_overall"].to_numpy() == 1
     fold_of, dealt = np.empty(len(studies), int), 0
     for members in (np.flatnonzero(fractured), np.flatnonzero(~fractured)):  # like cards, one pack after the other
@@ -249,6 +249,25 @@ def reproduction_split(studies, labels: pd.DataFrame, *, generator: np.random.Ge
         ". Two test studies show next to nothing: if both are right, the true rate lies between 16 and 100 % (95 %)."
     )
     return ReproductionSplit(parts, left_over, note)
+
+
+def _zeros_and_ones(labels: pd.DataFrame, studies: list, columns: list[str]) -> np.ndarray:
+    """Labels of the studies as an array; anything but 0 and 1 would be dealt out in no order at all."""
+    absent = [column for column in columns if column not in labels.columns]
+    values = labels.loc[studies, [column for column in columns if column not in absent]].to_numpy()
+    numbers = values.dtype.kind in "biuf"
+    if absent or not numbers or not np.isin(values, (0, 1)).all():
+        raise ParameterError(
+            "labels",
+            found=f"no column {absent[0]}"
+            if absent
+            else "other labels"
+            if numbers
+            else f"labels of type {values.dtype}",
+            expected=f"0 or 1 for every study in {', '.join(columns)}",
+            remedy="take dataset.labels, or convert the table to whole numbers.",
+        )
+    return values
 
 
 def _checked_studies(studies, labels: pd.DataFrame) -> list:
