@@ -52,7 +52,7 @@ def read_mask(path, volume, *, resample: bool = False) -> np.ndarray:
     MaskError : not a NIfTI file, damaged, not 3-D, no affine, or values that are no labels
     GridMismatch : the two grids differ; the message says in what, and gives both geometries
     """
-    return _read(Path(path), volume, resample, _as_labels, np.uint8)
+    return _read(path, volume, resample, _as_labels, np.uint8)
 
 
 def read_aligned(path, grid, *, resample: bool = False) -> np.ndarray:
@@ -73,7 +73,7 @@ def read_aligned(path, grid, *, resample: bool = False) -> np.ndarray:
     ------
     MaskError, GridMismatch : as in `read_mask`
     """
-    return _read(Path(path), grid, resample, lambda path, values: values, None)
+    return _read(path, grid, resample, lambda path, values: values, None)
 
 
 @dataclass(frozen=True)
@@ -148,21 +148,28 @@ def write_mask(path, mask: np.ndarray, grid) -> None:
         nib.save(image, part)
         os.replace(part, path)
     except OSError as error:
-        refuse(path, f"a place that cannot be written ({error.strerror})", "room and permission", "make room.", error)
+        refuse(
+            path,
+            f"a place that cannot be written ({error.strerror})",
+            "room and permission",
+            "choose another folder, or make room.",
+            error,
+        )
     finally:
         with contextlib.suppress(OSError):
             part.unlink()
 
 
-def _read(path: Path, grid, resample: bool, convert, dtype) -> np.ndarray:
+def _read(path, grid, resample: bool, convert, dtype) -> np.ndarray:
     """The values of a file on a grid; `convert(path, values)` checks and changes those that are not zero."""
     if not hasattr(grid, "affine") or not hasattr(grid, "shape"):
         raise ParameterError(
             "volume",
             found=type(grid).__name__,
             expected="a Volume or a Grid: a shape with its affine",
-            remedy="pass what dicom.read_series returned, not its array.",
+            remedy="pass the path first, then what dicom.read_series returned, not its array.",
         )
+    path = Path(path)
     with reading(path):
         stored = read_header(path)
         permutation = placement.match(stored.shape, stored.affine, grid)
@@ -215,6 +222,8 @@ def _nearest(values: np.ndarray, box, to_stored: np.ndarray, placed: np.ndarray)
 
 
 def _as_labels(path: Path, values: np.ndarray) -> np.ndarray:
+    if values.dtype.kind not in "uifb":
+        refuse(path, f"values of type {values.dtype}", "whole numbers", "pass labels.")
     if values.dtype == np.uint8 or not values.size:
         return values.astype(np.uint8)
     lowest, highest = values.min(), values.max()

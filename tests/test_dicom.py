@@ -296,6 +296,14 @@ def test_what_surely_is_something_else_is_left_out_of_its_own_series(tmp_path, v
     assert list(read.left_out) == ["other.dcm"] and said in read.left_out["other.dcm"]
 
 
+def test_one_damaged_sop_class_makes_no_stranger_of_a_slice(tmp_path, volume):
+    """...1.1.7 is a secondary capture; the file meta header still says CT."""
+    paths = write_series(tmp_path, volume)
+    edit(paths[-1], lambda dataset: setattr(dataset, "SOPClassUID", pydicom.uid.SecondaryCaptureImageStorage))
+    with pytest.raises(SeriesError, match=r"7\.dcm.*a secondary capture.*in the series of the slices"):
+        read_series(tmp_path)
+
+
 @pytest.mark.parametrize("at", [0, 3, 6])
 def test_a_slice_whose_uid_is_damaged_is_not_left_out(tmp_path, volume, at):
     paths = write_series(tmp_path, volume)
@@ -424,12 +432,30 @@ def test_a_second_choice_forgets_the_first(tmp_path, volume):
     write_series(tmp_path, volume)
     write_series(tmp_path, volume, first_number=100, series_uid="1.2.826.0.1.3680043.1.2")
     listing = look_into(tmp_path)
-    for name, others in (
-        ("1.dcm", {f"{n}.dcm" for n in range(100, 107)}),
-        ("101.dcm", {f"{n}.dcm" for n in range(1, 8)}),
-    ):
+    for name, others in (("1.dcm", range(100, 107)), ("101.dcm", range(1, 8))):
         assert name in [header.path.name for header in listing.choose(name)]
-        assert set(listing.left_out) == others
+        assert set(listing.left_out) == {f"{number}.dcm" for number in others}
+
+
+@pytest.mark.parametrize("name", ["CT.1.2.840.{}", "IM.{:03d}", "{}.ima", "{}"])
+@pytest.mark.parametrize("content", [b"", bytes(5000), b"\x89PNG\r\n\x1a\n" + bytes(90)])
+def test_what_is_named_like_the_slices_is_not_left_out(tmp_path, volume, name, content):
+    for path in write_series(tmp_path, volume):
+        path.rename(tmp_path / name.format(int(path.stem)))
+    (tmp_path / "notes.txt").write_text("no slice")
+    (tmp_path / name.format(8)).write_bytes(content)
+    with pytest.raises(SeriesError, match="named like one"):
+        read_series(tmp_path)
+    (tmp_path / name.format(8)).unlink()
+    assert list(read_series(tmp_path).left_out) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("name", ["8.dcm.part", "8.dcm.crdownload", "8.dcm.gz"])
+def test_leftovers_of_a_download_are_not_left_out(tmp_path, volume, name):
+    write_series(tmp_path, volume)
+    (tmp_path / name).write_bytes(b"\x1f\x8b half a slice")
+    with pytest.raises(SeriesError, match="named like one"):
+        read_series(tmp_path)
 
 
 def unplaced(dataset):

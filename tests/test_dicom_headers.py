@@ -203,9 +203,8 @@ def test_a_stranger_that_pydicom_read_does_not_swallow_the_slices_after_it(tmp_p
         stranger.write_bytes(content[:at] + b"UN\0\0" + length.to_bytes(4, "little") + content[at + 4 :])
     elif odd == "odd private value":
         at = content.index(b"\x20\x00\x0d\x00UI")
-        stranger.write_bytes(
-            content[:at] + b"\x19\x00\x10\x00LO\x04\x00ODD \x19\x00\x10\x10??\x02\x00ab" + content[at:]
-        )
+        private = b"\x19\x00\x10\x00LO\x04\x00ODD " + b"\x19\x00\x10\x10??\x02\x00ab"
+        stranger.write_bytes(content[:at] + private + content[at:])
     else:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.ExplicitVRBigEndian
         pydicom.dcmwrite(stranger, dataset, implicit_vr=False, little_endian=False)

@@ -254,3 +254,15 @@ def test_labels_that_are_neither_0_nor_1_are_refused(value):
     ):
         with pytest.raises(ParameterError, match="0 or 1 for every study"):
             deal()
+
+
+@pytest.mark.parametrize("generator", [None, 7])
+def test_a_split_that_could_not_be_made_again_is_refused(generator):
+    labels = pd.DataFrame(0, index=[f"s{i}" for i in range(6)], columns=list(TARGETS))
+    for deal in (
+        lambda: screening.split(labels.index, labels, sizes={"a": 3}, generator=generator),
+        lambda: screening.folds(labels.index, labels, k=2, generator=generator),
+        lambda: screening.reproduction_split(labels.index, labels, generator=generator),
+    ):
+        with pytest.raises(ParameterError, match="default_rng"):
+            deal()

@@ -275,8 +275,9 @@ def test_two_sets_hold_every_usable_study_once_and_depend_on_the_seed_alone(rsna
 
 def test_odd_folders_are_listed_and_odd_settings_refused(rsna_folder, store):
     dataset = RsnaDataset(rsna_folder)
-    (dataset.series_dir(dataset.studies[0]) / "notes").symlink_to("nowhere")
-    studies = [dataset.studies[0], "1.2.3", dataset.studies[2]]
+    for study, name in zip(dataset.studies, ("13.dcm", "notes.txt"), strict=False):
+        (dataset.series_dir(study) / name).symlink_to("nowhere")
+    studies = [dataset.studies[0], "1.2.3", dataset.studies[1]]
     table = stacks.prepare(dataset, studies, store, size=8, count=12, progress=False)
     assert table["status"].tolist() == ["failed", "failed", "made"]
     assert "a link that leads nowhere" in table["reason"].iloc[0] and "no study" in table["reason"].iloc[1]

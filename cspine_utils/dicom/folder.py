@@ -41,8 +41,8 @@ class FolderListing:
 
         Parameters
         ----------
-        containing : name of any file of the wanted series; None takes the one axial series, or the only series
-            there is, whatever its orientation
+        containing : name of any file of the wanted series; None takes the one axial stack of slices, or the only
+            stack there is, whatever its orientation
 
         Raises
         ------
@@ -146,9 +146,10 @@ def _sort_out(headers, others: dict[Path, NoSlice], doubtful: dict[Path, str], l
                 remedy="its header is damaged or it was put into the wrong series: download it again, or move it away.",
             )
         left_out[path.name] = other.reason
-    suffixes = {header.path.suffix.lower() for header in headers} | {".dcm"} if doubtful else ()
+    suffixes = {_suffix(header.path.name) for header in headers} | {".dcm"} if doubtful else set()
     for path, reason in doubtful.items():
-        if path.suffix.lower() in suffixes and not (not path.suffix and _is_text(path)):
+        suffix, before = _suffix(path.name), _suffix(path.stem)  # of 5.dcm.part, .part and .dcm
+        if (suffix in suffixes and (suffix or not _is_text(path))) or (before and before in suffixes):
             raise SeriesError(
                 path,
                 found=reason,
@@ -156,6 +157,12 @@ def _sort_out(headers, others: dict[Path, NoSlice], doubtful: dict[Path, str], l
                 remedy="download it again if it should be a slice, or move it out of the folder.",
             )
         left_out[path.name] = reason
+
+
+def _suffix(name: str) -> str:
+    """The suffix, if it is one: names made of UIDs or numbers (CT.1.2.840.15, IM.001) have none."""
+    suffix = os.path.splitext(name)[1].lower()
+    return suffix if suffix[1:].isalpha() else ""
 
 
 def _check_subfolder(folder: Path, series: set) -> None:

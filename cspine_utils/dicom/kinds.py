@@ -98,8 +98,9 @@ def is_surely_another(read: Elements) -> bool:
 
     (Some scanners put the localizer into the series that is planned on it, and some stations their captures.)
     """
-    values, kind = read.values, sop_class(read)
-    if kind not in ("", *_CT, *ENHANCED_CT) and UID(kind, IGNORE).name != kind:
+    values = read.values
+    said = [values.get(keyword, "") for keyword in ("SOPClassUID", "MediaStorageSOPClassUID")]
+    if any(said) and all(kind not in (*_CT, *ENHANCED_CT) and UID(kind, IGNORE).name != kind for kind in said if kind):
         return True
     if values.get("PhotometricInterpretation") not in _COLOUR or values.get("SamplesPerPixel", (1,)) == (1,):
         return False

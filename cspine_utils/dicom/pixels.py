@@ -179,14 +179,14 @@ def _fits(stored: np.ndarray, pixels: PixelFormat) -> bool:
 def _padding(stored: np.ndarray, pixels: PixelFormat) -> np.ndarray | None:
     """Pixels outside the scanned circle that rescaling would make brighter than air, or None.
 
-    Padding as dark as air harms nobody and stays as it is. Padding counts only where a corner of the image holds it:
+    Padding as dark as air harms nobody and stays as it is. Padding counts only where all corners of the image hold it:
     outdated headers name values that tissue has.
     """
     if pixels.padding is None or pixels.padding[1] * pixels.slope + pixels.intercept <= AIR_HU:
         return None
     low, high = pixels.padding
     corners = stored[:: max(1, stored.shape[0] - 1), :: max(1, stored.shape[1] - 1)]
-    if not ((corners >= low) & (corners <= high)).any():
+    if not ((corners >= low) & (corners <= high)).all():
         return None
     return (stored >= low) & (stored <= high)
 

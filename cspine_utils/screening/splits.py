@@ -87,7 +87,7 @@ def split(studies, labels: pd.DataFrame, *, sizes: dict[str, int], generator: np
     ------
     ParameterError : a study appears twice or has no labels, or the sizes ask for more studies than there are
     """
-    studies = _checked_studies(studies, labels)
+    studies = _checked_studies(studies, labels, generator)
     whole = all(isinstance(size, int | np.integer) and size >= 1 for size in sizes.values())
     if not sizes or not whole or sum(sizes.values()) > len(studies):
         raise ParameterError(
@@ -132,7 +132,7 @@ def folds(studies, labels: pd.DataFrame, *, k: int, generator: np.random.Generat
     ------
     ParameterError : a study appears twice or has no labels, or k does not fit
     """
-    studies = _checked_studies(studies, labels)
+    studies = _checked_studies(studies, labels, generator)
     if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 2 <= k <= len(studies):
         raise ParameterError(
             "k",
@@ -223,7 +223,7 @@ def reproduction_split(studies, labels: pd.DataFrame, *, generator: np.random.Ge
     DatasetError : no study of the survey is usable with a label map
     """
     studies = usable(studies, with_mask=True) if isinstance(studies, pd.DataFrame) else studies
-    studies = _checked_studies(studies, labels)
+    studies = _checked_studies(studies, labels, generator)
     wanted = sum(_PROJECT.values())
     if len(studies) < 4:
         raise ParameterError(
@@ -270,9 +270,16 @@ def _zeros_and_ones(labels: pd.DataFrame, studies: list, columns: list[str]) -> 
     return values
 
 
-def _checked_studies(studies, labels: pd.DataFrame) -> list:
+def _checked_studies(studies, labels: pd.DataFrame, generator) -> list:
     """The studies as a list. Raises ParameterError if one appears twice, here or in the labels, or has no labels."""
     studies = list(studies)
+    if not isinstance(generator, np.random.Generator):
+        raise ParameterError(
+            "generator",
+            found=type(generator).__name__,
+            expected="a numpy Generator, so that the same split can be made again",
+            remedy="pass np.random.default_rng(seed).",
+        )
     if not labels.index.is_unique:
         raise ParameterError(
             "labels",
