@@ -268,6 +268,7 @@ def test_two_series_in_one_folder(tmp_path, volume):
 
 def capture(dataset):
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = pydicom.uid.SecondaryCaptureImageStorage
+    del dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.RescaleIntercept, dataset.RescaleSlope
 
 
 def colour(dataset):
@@ -280,6 +281,7 @@ def report(dataset):
     dataset.SOPClassUID = dataset.file_meta.MediaStorageSOPClassUID = "1.2.840.10008.5.1.4.1.1.88.67"
     dataset.Modality = "SR"
     del dataset.PixelData, dataset.Rows, dataset.Columns
+    del dataset.ImagePositionPatient, dataset.ImageOrientationPatient, dataset.RescaleIntercept, dataset.RescaleSlope
 
 
 @pytest.mark.parametrize(
@@ -296,10 +298,18 @@ def test_what_surely_is_something_else_is_left_out_of_its_own_series(tmp_path, v
     assert list(read.left_out) == ["other.dcm"] and said in read.left_out["other.dcm"]
 
 
-def test_one_damaged_sop_class_makes_no_stranger_of_a_slice(tmp_path, volume):
-    """...1.1.7 is a secondary capture; the file meta header still says CT."""
+@pytest.mark.parametrize("where", ["data set", "file meta header"])
+def test_one_damaged_sop_class_makes_no_stranger_of_a_slice(tmp_path, volume, where):
+    """...1.1.7 is a secondary capture; all else still says CT."""
     paths = write_series(tmp_path, volume)
-    edit(paths[-1], lambda dataset: setattr(dataset, "SOPClassUID", pydicom.uid.SecondaryCaptureImageStorage))
+
+    keyword = "SOPClassUID" if where == "data set" else "MediaStorageSOPClassUID"
+
+    def change(dataset):
+        part = dataset if where == "data set" else dataset.file_meta
+        setattr(part, keyword, pydicom.uid.SecondaryCaptureImageStorage)
+
+    edit(paths[-1], change)
     with pytest.raises(SeriesError, match=r"7\.dcm.*a secondary capture.*in the series of the slices"):
         read_series(tmp_path)
 
@@ -480,6 +490,28 @@ def test_notes_beside_slices_without_a_suffix(tmp_path, volume):
         path.rename(path.with_suffix(""))
     (tmp_path / "README").write_text("How this disc is read.\n")
     assert list(read_series(tmp_path).left_out) == ["README"]
-    (tmp_path / "8").write_text("<html>404: no such slice</html>")
+    (tmp_path / "8").write_text("Error 503: no such slice")
     with pytest.raises(SeriesError, match="8: found a file that is not DICOM"):
+        read_series(tmp_path)
+
+
+@pytest.mark.parametrize("others", [1, 7])
+def test_a_slice_that_got_the_uid_of_another_series_is_not_left_out(tmp_path, volume, others):
+    """Series of one study often differ in the last digit of their UIDs."""
+    paths = write_series(tmp_path, volume)
+    coronal = Volume(volume.hu.transpose(1, 0, 2)[:others].copy(), volume.affine[:, [1, 0, 2, 3]])
+    write_series(tmp_path, coronal, first_number=100, series_uid="1.2.826.0.1.3680043.1.2")
+    assert np.array_equal(read_series(tmp_path).hu, volume.hu)
+    edit(paths[-1], lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.826.0.1.3680043.1.2"))
+    with pytest.raises(SeriesError, match=r"7\.dcm.*continues the other series"):
+        read_series(tmp_path)
+
+
+def test_several_images_a_place_beside_a_stray_one(tmp_path, volume):
+    for series in range(2):
+        write_series(tmp_path, volume, first_number=1 + 10 * series)
+    stray = tmp_path / "stray.dcm"
+    stray.write_bytes((tmp_path / "1.dcm").read_bytes())
+    edit(stray, lambda dataset: setattr(dataset, "SeriesInstanceUID", "1.2.826.0.1.3680043.1.7"))
+    with pytest.raises(SeriesError, match="at the same position"):
         read_series(tmp_path)

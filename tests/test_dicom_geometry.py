@@ -181,7 +181,8 @@ def test_rounded_positions_are_even(tmp_path):
 
 def number_acquisitions(paths, numbers):
     for path, number in zip(paths, numbers, strict=True):
-        edit(path, lambda dataset, number=number: setattr(dataset, "AcquisitionNumber", number))
+        if number is not None:
+            edit(path, lambda dataset, number=number: setattr(dataset, "AcquisitionNumber", number))
 
 
 def test_two_acquisitions_of_one_place_are_no_volume(tmp_path):
@@ -193,7 +194,18 @@ def test_two_acquisitions_of_one_place_are_no_volume(tmp_path):
             read_series(tmp_path, **options)
 
 
-@pytest.mark.parametrize("numbers", [[1, 2, 3, 4, 5, 6, 7, 8], [1, 1, 1, 1, 2, 2, 2, 2], [3, 3, 2, 2, 1, 1, 4, 4]])
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        [1, 2, 3, 4, 5, 6, 7, 8],
+        [1, 1, 1, 1, 2, 2, 2, 2],
+        [3, 3, 2, 2, 1, 1, 4, 4],
+        [1, 1, 1, 2, 2, 1, 1, 1],
+        [1, 2, 3, 4, 1, 2, 3, 4],
+        [1, 1, 1, 2, 1, 2, 2, 2],
+        [1, None, 1, None, 1, None, 1, None],
+    ],
+)
 def test_acquisitions_one_after_the_other_are_one_volume(tmp_path, numbers):
     volume = patient_volume((8, 5, 7))
     number_acquisitions(write_series(tmp_path, volume), numbers)

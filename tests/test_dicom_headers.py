@@ -14,7 +14,7 @@ from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
 from test_dicom import LOSSLESS, edit, encode
 
-from cspine_utils.dicom import alike, headers, look_into
+from cspine_utils.dicom import alike, headers, look_into, read_slice
 from cspine_utils.dicom.elements import NotDicom
 from cspine_utils.dicom.thorough import read_by_pydicom
 from cspine_utils.dicom.walk import StructError, Unusual, walk
@@ -212,3 +212,24 @@ def test_a_stranger_that_pydicom_read_does_not_swallow_the_slices_after_it(tmp_p
         walk(stranger)
     assert isinstance(headers.read_headers(stranger), headers.NoSlice)
     assert len(look_into(tmp_path).choose()) == 7
+
+
+def test_an_element_twice_is_damage(tmp_path):
+    """One bit of a tag makes the smallest pixel value a second PixelRepresentation."""
+    path = write_series(tmp_path, patient_volume())[0]
+    dataset = pydicom.dcmread(path)
+    dataset.add_new(0x00280106, "US", 0)
+    dataset.save_as(path)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"\x28\x00\x06\x01US", b"\x28\x00\x03\x01US"))
+    with pytest.raises(SeriesError, match="PixelRepresentation twice"):
+        headers.read_headers(path)
+
+
+def test_pixels_with_another_type_are_not_shifted(tmp_path):
+    path = write_series(tmp_path, patient_volume())[0]
+    content = path.read_bytes()
+    at = content.index(b"\xe0\x7f\x10\x00OW")
+    path.write_bytes(content[: at + 4] + b"\x07" + content[at + 5 :])
+    with pytest.raises(SeriesError):
+        read_slice(path)

@@ -31,8 +31,8 @@ class _Layout(NamedTuple):
     last: bytes
     mask: int
     bits: int
-    position: slice | None
-    result: SliceHeader | NoSlice
+    position: slice
+    result: SliceHeader
 
 
 class HeaderReader:
@@ -52,14 +52,14 @@ class HeaderReader:
         return result
 
     def _remember(self, path: Path, spans: list, result) -> None:
-        if not isinstance(result, NoSlice):
-            header = result[0]
-            if not header.elements.simple or header.frame is not None or header.transfer_syntax == DEFLATED:
-                return
-            result = header
+        if isinstance(result, NoSlice):  # few files, and the verdict may rest on their pixels
+            return
+        result = result[0]
+        if not result.elements.simple or result.frame is not None or result.transfer_syntax == DEFLATED:
+            return
         places = [slice(start, end) for start, end, keyword in spans if keyword == "ImagePositionPatient"]
-        end = result.elements.pixels_at if isinstance(result, SliceHeader) else max((e for _, e, _ in spans), default=0)
-        if not 132 < end <= FIRST_READ or len(places) != isinstance(result, SliceHeader):
+        end = result.elements.pixels_at
+        if end > FIRST_READ or len(places) != 1:
             return
         mask = bytearray(b"\0" * 128 + b"\xff" * (end - 128))
         for start, stop, keyword in spans:
@@ -70,10 +70,10 @@ class HeaderReader:
             data = file.read(end)
         whole = int.from_bytes(data, "little") & bits
         last = b"" if 0 in mask[end - 12 :] else data[end - 12 :]
-        self._layouts.insert(0, _Layout(end, last, bits, whole, places[0] if places else None, result))
+        self._layouts.insert(0, _Layout(end, last, bits, whole, places[0], result))
         del self._layouts[_REMEMBERED:]
 
-    def _alike(self, path: Path) -> list[SliceHeader] | NoSlice | None:
+    def _alike(self, path: Path) -> list[SliceHeader] | None:
         """What the file holds, where its header is like a known one; otherwise None."""
         if not self._layouts:
             return None
@@ -99,8 +99,6 @@ class HeaderReader:
 
 def _result(path: Path, descriptor: int, data: bytes, layout: _Layout):
     result = layout.result
-    if isinstance(result, NoSlice):
-        return result
     position = tuple(map(float, data[layout.position].strip(b" \0").split(b"\\")))
     if len(position) != 3 or not all(map(math.isfinite, position)) or max(map(abs, position)) > MAX_POSITION_MM:
         return None

@@ -169,7 +169,7 @@ def _check_subfolder(folder: Path, series: set) -> None:
     """Refuse a folder whose series goes on in a subfolder, as some archives cut series; a few files tell."""
     try:
         with os.scandir(folder) as entries:
-            names = sorted(entry.name for entry in entries if not _kind(entry))[:3]
+            names = sorted(entry.name for entry in entries if not _kind(entry))[:20]
     except OSError:
         return
     for name in names:
@@ -182,12 +182,17 @@ def _check_subfolder(folder: Path, series: set) -> None:
                 folder,
                 found="slices of the same series in a subfolder",
                 expected="all slices of a series in one folder",
-                remedy="move them into one folder.",
+                remedy="move them into one folder; if they are copies, move them away.",
             )
 
 
 def _is_text(path: Path) -> bool:
-    """A note such as README beside slices without a suffix. A page in HTML may be what came instead of a slice."""
+    """A note such as README beside slices without a suffix, which have digits in their names.
+
+    What a server says instead of a slice is text, too, but it has the slice's name.
+    """
+    if any(letter.isdigit() for letter in path.name):
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(512).decode("utf-8", "ignore")
@@ -242,27 +247,40 @@ def _is_stack(series: tuple[SliceHeader, ...]) -> bool:
 
 
 def _check_no_continuation(other, chosen) -> None:
-    """Refuse to leave out a single slice that is the next one, or a missing one, of the chosen series.
+    """Refuse to leave out a slice that is the next one, or a missing one, of the chosen series.
 
     One flipped digit in a UID makes a series of its own of it, and the chosen one looks whole if it was the last.
     """
-    if len(other) > 1 or not _is_stack(chosen) or _plane(other[0]) != _plane(chosen[0]):
+    lost = [header for header in other if _plane(header) == _plane(chosen[0]) and _is_odd_in(header, other)]
+    if not lost or not _is_stack(chosen):
         return
     geometry = measure(chosen)
+    if geometry.step_mm < 1e-3:  # several slices at each place: it will be refused for that
+        return
     steps = geometry.gaps_mm.sum() / geometry.step_mm  # from the first to the last slice, missing ones counted
     affine = geometry.affine.copy()
     affine[:3, 0] *= len(geometry.gaps_mm) / steps
-    x, y, z = other[0].position_mm
-    place = np.linalg.inv(affine) @ [-x, -y, z, 1]
-    number = round(place[0])
-    on_the_grid = np.abs(place[:3] - [number, 0, 0]).max() < 0.05
-    if on_the_grid and (number in (-1, round(steps) + 1) or (geometry.problem and 0 < number < steps)):
-        raise SeriesError(
-            other[0].path,
-            found="a slice that continues the other series of the folder, under another UID",
-            expected="the UID of that series, or another place",
-            remedy="its header is damaged: download it again. If it really is something else, move it away.",
-        )
+    for header in lost:
+        x, y, z = header.position_mm
+        place = np.linalg.inv(affine) @ [-x, -y, z, 1]
+        number = round(place[0])
+        on_the_grid = np.abs(place[:3] - [number, 0, 0]).max() < 0.05
+        if on_the_grid and (number in (-1, round(steps) + 1) or (geometry.problem and 0 < number < steps)):
+            raise SeriesError(
+                header.path,
+                found="a slice that continues the other series of the folder, under another UID",
+                expected="the UID of that series, or another place",
+                remedy="its header is damaged: download it again. If it really is something else, move it away.",
+            )
+
+
+def _is_odd_in(header: SliceHeader, series) -> bool:
+    """Whether a slice hardly belongs to its series: next to alone, in another plane than most, or at a taken place."""
+    if len(series) <= 2:
+        return True
+    same_plane = sum(_plane(other) == _plane(header) for other in series)
+    same_place = sum(other.position_mm == header.position_mm for other in series)
+    return same_plane <= len(series) / 2 or same_place > 1
 
 
 def _plane(header: SliceHeader) -> tuple:

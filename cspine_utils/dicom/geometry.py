@@ -8,7 +8,6 @@ from the thickness. (DICOM PS3.3, C.7.6.2 Image Plane Module.)
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -248,12 +247,22 @@ def _problem(folder: Path, ordered, positions, gaps_mm, step, normal, tilt) -> t
 
 
 def _overlapping_acquisitions(ordered, along: np.ndarray) -> bool:
-    """Whether two acquisitions cover the same part of the patient. (Many scanners count one for every rotation.)"""
-    ends: dict[int | None, list[float]] = {}
+    """Whether two acquisitions of the same part of the patient lie between each other, as two phases do.
+
+    Scanners number acquisitions in many ways (one for every rotation, anew after a pause, some not at all), so only the
+    clear case counts: two numbers, each of them alone a stack of wider steps, over the same extent.
+    """
+    places: dict[int, list[float]] = {}
     for header, place in zip(ordered, along, strict=True):
-        ends.setdefault(header.acquisition, [place, place])[1] = place
-    extents = sorted((first, last) for first, last in ends.values() if last > first)
-    return any(later[0] < earlier[1] for earlier, later in pairwise(extents))
+        if header.acquisition is not None:
+            places.setdefault(header.acquisition, []).append(place)
+    if len(places) != 2 or min(map(len, places.values())) < 3:
+        return False
+    gap = np.median(np.diff(along))
+    first, second = places.values()
+    shared = min(first[-1], second[-1]) - max(first[0], second[0])
+    extent = min(first[-1] - first[0], second[-1] - second[0])
+    return bool(shared > extent / 2 and all(np.median(np.diff(one)) >= 1.5 * gap for one in (first, second)))
 
 
 def _missing(gap: float, step: float) -> int:

@@ -105,6 +105,8 @@ def read_headers(path: Path, spans: list | None = None) -> list[SliceHeader] | N
         return enhanced.read_headers(path, read)
     values = read.values
     if not {"ImagePositionPatient", "ImageOrientationPatient"} & set(values) and _has_pixels(read):
+        if not _series(values)[1]:
+            raise damaged(path, "neither a place in the patient nor a series")
         return NoSlice("an image without a place in the patient, such as a page of the protocol", _series(values))
     return [
         make_header(
@@ -206,9 +208,9 @@ def _number(path: Path, values: dict, keyword: str, default: int) -> int:
 
 def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
     allocated = int(_numbers(path, values, "BitsAllocated", 1)[0])
-    stored = _number(path, values, "BitsStored", allocated)
-    high = _number(path, values, "HighBit", stored - 1)
-    signed = _number(path, values, "PixelRepresentation", 0)
+    stored, high, signed = (
+        int(_numbers(path, values, name, 1)[0]) for name in ("BitsStored", "HighBit", "PixelRepresentation")
+    )
     if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated or signed not in (0, 1):
         raise SeriesError(
             path,
@@ -252,7 +254,7 @@ def _unit_vectors(path: Path, orientation) -> tuple[float, ...]:
     row, column = orientation[:3], orientation[3:]
     lengths = math.hypot(*row), math.hypot(*column)
     across = sum(a * b for a, b in zip(row, column, strict=True))
-    if max(abs(length - 1) for length in lengths) > 0.005 or abs(across) > 0.01:
+    if max(abs(length - 1) for length in lengths) > 0.01 or abs(across) > 0.01:
         raise SeriesError(
             path,
             found=f"ImageOrientationPatient {[*orientation]}",

@@ -99,6 +99,8 @@ def is_surely_another(read: Elements) -> bool:
     (Some scanners put the localizer into the series that is planned on it, and some stations their captures.)
     """
     values = read.values
+    if {"ImagePositionPatient", "RescaleIntercept"} <= set(values) and values.get("SamplesPerPixel") == (1,):
+        return False
     said = [values.get(keyword, "") for keyword in ("SOPClassUID", "MediaStorageSOPClassUID")]
     if any(said) and all(kind not in (*_CT, *ENHANCED_CT) and UID(kind, IGNORE).name != kind for kind in said if kind):
         return True

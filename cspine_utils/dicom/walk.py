@@ -64,7 +64,7 @@ def walk(path: Path, spans: list | None = None) -> Elements:
         elif syntax == BIG_ENDIAN or not syntax.startswith("1.2.840.10008.1.2"):
             raise Unusual
         try:
-            pixels_at, pixels_bytes = _walk_data_set(descriptor, data, at, size, syntax != IMPLICIT, raw, spans)
+            pixels_at, pixels_bytes = _walk_data_set(path, descriptor, data, at, size, syntax != IMPLICIT, raw, spans)
         except (Unusual, StructError):
             if size is None:  # pydicom would inflate without a limit
                 raise damaged(path, "in a deflated data set") from None
@@ -106,7 +106,7 @@ def _walk_meta(data: bytes, spans: list) -> tuple[dict, int]:
     return raw, at
 
 
-def _walk_data_set(descriptor, data: bytes, at: int, size: int | None, explicit: bool, raw: dict, spans: list):
+def _walk_data_set(path, descriptor, data: bytes, at: int, size: int | None, explicit: bool, raw: dict, spans: list):
     """Collect raw values up to the pixels; returns (offset, length) of the pixels, or (None, 0) without any."""
     end = len(data)
     while True:
@@ -138,6 +138,8 @@ def _walk_data_set(descriptor, data: bytes, at: int, size: int | None, explicit:
             if at + length > (end if size is None else size):
                 raise Unusual
             if wanted:
+                if wanted[0] in raw:
+                    raise damaged(path, f"{wanted[0]} twice")
                 if vr is not None and vr.decode() != wanted[1] and (vr.decode(), wanted[1]) not in ALSO:
                     raise Unusual
                 if at + length > end:
