@@ -66,8 +66,11 @@ class HeaderReader:
             if keyword is None or keyword == "ImagePositionPatient":
                 mask[start:stop] = bytes(min(stop, end) - start)
         bits = int.from_bytes(mask, "little")
-        with open(path, "rb") as file:
-            data = file.read(end)
+        try:
+            with open(path, "rb") as file:
+                data = file.read(end)
+        except OSError:
+            return
         whole = int.from_bytes(data, "little") & bits
         last = b"" if 0 in mask[end - 12 :] else data[end - 12 :]
         self._layouts.insert(0, _Layout(end, last, bits, whole, places[0], result))

@@ -8,6 +8,7 @@ looks whole.
 from __future__ import annotations
 
 import os
+from collections import Counter
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -251,7 +252,7 @@ def _check_no_continuation(other, chosen) -> None:
 
     One flipped digit in a UID makes a series of its own of it, and the chosen one looks whole if it was the last.
     """
-    lost = [header for header in other if _plane(header) == _plane(chosen[0]) and _is_odd_in(header, other)]
+    lost = _odd_ones(other, _plane(chosen[0]))
     if not lost or not _is_stack(chosen):
         return
     geometry = measure(chosen)
@@ -274,13 +275,13 @@ def _check_no_continuation(other, chosen) -> None:
             )
 
 
-def _is_odd_in(header: SliceHeader, series) -> bool:
-    """Whether a slice hardly belongs to its series: next to alone, in another plane than most, or at a taken place."""
-    if len(series) <= 2:
-        return True
-    same_plane = sum(_plane(other) == _plane(header) for other in series)
-    same_place = sum(other.position_mm == header.position_mm for other in series)
-    return same_plane <= len(series) / 2 or same_place > 1
+def _odd_ones(series, plane: tuple) -> list[SliceHeader]:
+    """Slices of that plane which hardly belong to their series: next to alone, in the minority, or at a taken place."""
+    same = [header for header in series if _plane(header) == plane]
+    if len(series) <= 2 or len(same) <= len(series) / 2:
+        return same
+    taken = Counter(header.position_mm for header in same)
+    return [header for header in same if taken[header.position_mm] > 1]
 
 
 def _plane(header: SliceHeader) -> tuple:
