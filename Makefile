@@ -55,7 +55,7 @@ notebooks-test: $(READY) ## run every notebook again and compare it with its sto
 ablations: $(READY) ## the students' ablation, three rows; finished runs are kept, DATA=... as for course
 	@$(BIN)/python -m cspine_utils.course --data "$(DATA)" --grid notebooks/profiles/ablation.yml
 
-canaries: $(READY) ## break the code on purpose and see the tests notice (ten minutes)
+canaries: $(READY) ## break the code on purpose and see the tests notice (a quarter of an hour)
 	@$(BIN)/python tests/canaries.py
 
 lab: $(READY) ## open JupyterLab on the notebooks (token on, this machine only)

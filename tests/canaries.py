@@ -1,4 +1,4 @@
-"""Break the code on purpose and see the tests notice: `make canaries` (about ten minutes).
+"""Break the code on purpose and see the tests notice: `make canaries` (about a quarter of an hour).
 
 Each line of `CANARIES` is a mistake that somebody has made or could make. It is put into a copy of the
 repository; the tests named beside it must then fail. A canary that stays green means that a test tests
