@@ -15,8 +15,6 @@ from pydicom import uid
 from pydicom.pixels import get_decoder
 
 PLUGIN = "imagecodecs"
-
-
 _DECODERS = {
     uid.JPEGBaseline8Bit: imagecodecs.jpeg8_decode,
     uid.JPEGExtended12Bit: imagecodecs.jpeg8_decode,

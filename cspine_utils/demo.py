@@ -38,7 +38,7 @@ def broken_copy(dataset: RsnaDataset, folder, studies) -> RsnaDataset:
     (root / "segmentations").mkdir(parents=True)
     for study in studies:
         shutil.copytree(dataset.series_dir(study), root / "train_images" / study)
-        shutil.copy(dataset.mask_path(study), root / "segmentations" / f"{study}.nii")
+        shutil.copy(dataset.mask_path(study), root / "segmentations")
     dataset.labels.loc[studies].rename_axis(STUDY_COLUMN).to_csv(root / "train.csv")
     dataset.boxes.iloc[:0].rename_axis(STUDY_COLUMN).to_csv(root / "train_bounding_boxes.csv")
     copy = RsnaDataset(root)

@@ -1,3 +1,4 @@
+import gzip
 import shutil
 
 import pandas as pd
@@ -17,6 +18,9 @@ def test_six_studies_are_broken_and_the_original_is_not(rsna_folder, tmp_path):
         shutil.copy(rsna_folder / "segmentations" / f"{first}.nii", rsna_folder / "segmentations" / f"{study}.nii")
     more = pd.concat([table.iloc[:1].assign(StudyInstanceUID=study) for study in extra])
     pd.concat([table, more]).to_csv(rsna_folder / "train.csv", index=False)
+    packed = rsna_folder / "segmentations" / f"{extra[1]}.nii"  # the one that will lie half a voxel off
+    packed.with_name(packed.name + ".gz").write_bytes(gzip.compress(packed.read_bytes(), mtime=0))
+    packed.unlink()
     before = {p: p.read_bytes() for p in rsna_folder.rglob("*") if p.is_file()}
 
     dataset = RsnaDataset(rsna_folder)

@@ -1,6 +1,9 @@
 """Two ways through a header, and the shortcut for headers that resemble each other, must say the same."""
 
+import logging
+import threading
 import time
+import warnings
 from pathlib import Path
 
 import imagecodecs
@@ -16,7 +19,7 @@ from test_dicom import LOSSLESS, edit, encode
 
 from cspine_utils.dicom import alike, headers, look_into, read_slice
 from cspine_utils.dicom.elements import NotDicom
-from cspine_utils.dicom.thorough import read_by_pydicom
+from cspine_utils.dicom.thorough import quietly, read_by_pydicom
 from cspine_utils.dicom.walk import StructError, Unusual, walk
 from cspine_utils.errors import SeriesError
 
@@ -233,3 +236,31 @@ def test_pixels_with_another_type_are_not_shifted(tmp_path):
     path.write_bytes(content[: at + 4] + b"\x07" + content[at + 5 :])
     with pytest.raises(SeriesError):
         read_slice(path)
+
+
+def test_silence_ends_with_the_thread_that_asked_for_it_last():
+    """The second thread must not find the silence of the first, and put that back when it leaves."""
+    logger, filters = logging.getLogger("pydicom"), list(warnings.filters)
+    inside, leave = threading.Event(), threading.Event()
+
+    def first():
+        with quietly():
+            inside.set()
+            leave.wait(10)
+
+    def second():
+        inside.wait(10)
+        with quietly():
+            leave_again.wait(10)
+
+    leave_again = threading.Event()
+    threads = [threading.Thread(target=work) for work in (first, second)]
+    for thread in threads:
+        thread.start()
+    inside.wait(10)
+    time.sleep(0.1)  # the second one comes while the first one is inside
+    leave.set()
+    threads[0].join()
+    leave_again.set()
+    threads[1].join()
+    assert not logger.disabled and list(warnings.filters) == filters

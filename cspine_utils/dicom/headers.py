@@ -153,7 +153,7 @@ def make_header(
 ) -> SliceHeader:
     """A checked `SliceHeader`; what differs between the frames of a multi-frame file is passed in."""
     values = read.values
-    rows, columns = (int(_numbers(path, values, name, 1)[0]) for name in ("Rows", "Columns"))
+    rows, columns = (_whole(path, values, name) for name in ("Rows", "Columns"))
     header = SliceHeader(
         path,
         frame,
@@ -201,16 +201,14 @@ def _numbers(path: Path, values: dict, keyword: str, count: int) -> tuple[float,
     return numbers
 
 
-def _number(path: Path, values: dict, keyword: str, default: int) -> int:
-    """One whole number of a header, or the default where the header has none; a senseless one is a SeriesError."""
-    return int(_numbers(path, values, keyword, 1)[0]) if keyword in values else default
+def _whole(path: Path, values: dict, keyword: str) -> int:
+    """One whole number of a header, or a SeriesError that names the tag."""
+    return int(_numbers(path, values, keyword, 1)[0])
 
 
 def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
-    allocated = int(_numbers(path, values, "BitsAllocated", 1)[0])
-    stored, high, signed = (
-        int(_numbers(path, values, name, 1)[0]) for name in ("BitsStored", "HighBit", "PixelRepresentation")
-    )
+    names = ("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation")
+    allocated, stored, high, signed = (_whole(path, values, name) for name in names)
     if allocated not in (8, 16, 32) or not 1 <= stored <= high + 1 <= allocated or signed not in (0, 1):
         raise SeriesError(
             path,
@@ -220,8 +218,8 @@ def _pixel_format(path: Path, values: dict, slope, intercept) -> PixelFormat:
         )
     padding = None
     if "PixelPaddingValue" in values and allocated == 16:
-        first = _number(path, values, "PixelPaddingValue", 0)
-        ends = [first, _number(path, values, "PixelPaddingRangeLimit", first)]
+        names = ("PixelPaddingValue", "PixelPaddingRangeLimit")  # the second, if it is there, makes it a range
+        ends = [_whole(path, values, name) for name in names if name in values]
         if signed:  # a 16-bit pattern, whatever type the header gave it
             ends = [end - 0x10000 if end >= 0x8000 else end for end in ends]
         padding = min(ends), max(ends)

@@ -6,6 +6,7 @@ import io
 import logging
 import math
 import os
+import threading
 import warnings
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ from .elements import (
 #: Where pydicom read the header, the mark that ends compressed pixels is looked for in this many bytes at the end.
 _TAIL = 4096
 _SEQUENCE_END_BYTES = bytes.fromhex("feffdde0")
+_ALONE = threading.RLock()
 
 
 class _Within(io.BufferedReader):
@@ -40,15 +42,19 @@ class _Within(io.BufferedReader):
 
 @contextmanager
 def quietly():
-    """Keep back what pydicom warns and logs: it quotes values of the header, which may be a person's name."""
+    """Keep back what pydicom warns and logs: it quotes values of the header, which may be a person's name.
+
+    One thread at a time: filters and loggers belong to the process, and the thread that leaves last would put back
+    what it found when it came, which is silence.
+    """
     logger = logging.getLogger("pydicom")
-    before, logger.disabled = logger.disabled, True
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+    with _ALONE, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        before, logger.disabled = logger.disabled, True
+        try:
             yield
-    finally:
-        logger.disabled = before
+        finally:
+            logger.disabled = before
 
 
 def open_within(path: Path) -> io.BufferedReader:

@@ -85,17 +85,21 @@ def walk(path: Path, spans: list | None = None) -> Elements:
     return Elements(decoded(raw), pixels_at, pixels_bytes, fragments, True, complete)
 
 
+def _explicit(data: bytes, at: int) -> tuple[int, bytes, int, int]:
+    """Key, type and length of the element that begins at `at`, and where its value begins."""
+    key, vr, length = unpack_from("<I2sH", data, at)
+    if vr in _SHORT_VRS:
+        return key, vr, length, at + 8
+    if vr in _LONG_VRS:
+        return key, vr, *unpack_from("<I", data, at + 8), at + 12
+    raise Unusual
+
+
 def _walk_meta(data: bytes, spans: list) -> tuple[dict, int]:
     """The file meta header, always explicit little endian; returns its raw values and where it ends."""
     raw, at = {}, 132
     while data[at : at + 2] == b"\x02\x00":
-        key, vr, length = unpack_from("<I2sH", data, at)
-        at += 8
-        if vr in _LONG_VRS:
-            (length,) = unpack_from("<I", data, at)
-            at += 4
-        elif vr not in _SHORT_VRS:
-            raise Unusual
+        key, _, length, at = _explicit(data, at)
         keyword = _BY_KEY.get(key, (None,))[0]
         if keyword:
             raw[keyword] = data[at : at + length]
@@ -116,13 +120,7 @@ def _walk_data_set(path, descriptor, data: bytes, at: int, size: int | None, exp
         if at == end:
             return None, 0
         if explicit:
-            key, vr, length = unpack_from("<I2sH", data, at)
-            at += 8
-            if vr in _LONG_VRS:
-                (length,) = unpack_from("<I", data, at)
-                at += 4
-            elif vr not in _SHORT_VRS:
-                raise Unusual
+            key, vr, length, at = _explicit(data, at)
         else:
             key, length = unpack_from("<II", data, at)
             vr = None
