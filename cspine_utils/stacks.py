@@ -186,6 +186,12 @@ def normalise(stack, window: str = "bone"):
     return out
 
 
+def labels_of(channel: torch.Tensor) -> torch.Tensor:
+    """Label ids 0-7 from a mask channel as `normalise` gives it, any shape."""
+    mean, spread = MASK_SCALE
+    return torch.round((channel * spread + mean) * CERVICAL_IDS[-1]).long().clamp_(0, CERVICAL_IDS[-1])
+
+
 def _scaled(values, scale: tuple[float, float]):
     mean, spread = scale
     return (values - mean) / spread

@@ -13,7 +13,8 @@ from torch import nn
 from cspine_utils import models
 from cspine_utils.anatomy import TARGETS
 from cspine_utils.errors import ModelError, ParameterError
-from cspine_utils.models.slice_models import Backbone, CNNTransformer, TopFrames, noisy_or
+from cspine_utils.models.base import noisy_or
+from cspine_utils.models.slice_models import Backbone, CNNTransformer, TopFrames
 
 import timm  # isort: skip  (after the package, which declares torchvision's missing operators)
 

@@ -91,6 +91,17 @@ class StudyClassifier(nn.Module, ABC):
         )
 
 
+def noisy_or(logits: Tensor) -> Tensor:
+    """Logit of "at least one" of independent events: `1 - prod(1 - sigmoid(logits))` over the last axis, as a logit.
+
+    With s = sum(softplus(logits)), the probability of none is exp(-s), so the logit is log(exp(s) - 1). Written so,
+    neither a product of tiny numbers nor 1 minus almost 1 is ever formed.
+    """
+    s = nn.functional.softplus(logits).sum(dim=-1)
+    s = s.clamp_min(torch.finfo(s.dtype).tiny)
+    return torch.where(s > 20, s, torch.log(torch.expm1(s.clamp_max(20))))
+
+
 def pair(size) -> tuple[int, int]:
     """`(h, w)` from a pair, or from one number for both."""
     return tuple(size) if isinstance(size, tuple | list) else (size, size)

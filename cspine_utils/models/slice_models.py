@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from cspine_utils.anatomy import LEVELS, TARGETS
 from cspine_utils.errors import ModelError
-from cspine_utils.models.base import StudyClassifier, check_counts, pair, refused
+from cspine_utils.models.base import StudyClassifier, check_counts, noisy_or, pair, refused
 from cspine_utils.models.vit3d import Block
 
 #: timm's small MobileNetV4 at half its width: one study of 105 frames in a fraction of a second on a CPU.
@@ -304,17 +304,6 @@ class TopFrames(nn.Module):
         levels = frames[..., :-1].topk(self.top_k, dim=1).values.mean(dim=1)  # (b, 7)
         patient = noisy_or(levels) + frames[..., -1].mean(dim=1)  # (b,)
         return torch.cat([levels, patient[:, None]], dim=-1)
-
-
-def noisy_or(logits: Tensor) -> Tensor:
-    """Logit of "at least one" of independent events: `1 - prod(1 - sigmoid(logits))` over the last axis, as a logit.
-
-    With s = sum(softplus(logits)), the probability of none is exp(-s), so the logit is log(exp(s) - 1). Written so,
-    neither a product of tiny numbers nor 1 minus almost 1 is ever formed.
-    """
-    s = nn.functional.softplus(logits).sum(dim=-1)
-    s = s.clamp_min(torch.finfo(s.dtype).tiny)
-    return torch.where(s > 20, s, torch.log(torch.expm1(s.clamp_max(20))))
 
 
 def _origin(weights) -> str:
