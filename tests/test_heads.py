@@ -60,14 +60,14 @@ def test_mean_and_class_token_by_hand():
         (MeanHead(dim=12, targets=5), lambda read: read.tokens.mean(dim=1)),
         (ClassHead(dim=12, targets=5), lambda read: read.tokens[:, 0]),
     ):
-        nn.init.normal_(head.logits.weight)
-        nn.init.normal_(head.logits.bias)
+        nn.init.normal_(head.weight)
+        nn.init.normal_(head.bias)
         read = head.choose(x)
         assert read.tokens.shape[1] == 9 + head.extra
         assert torch.equal(read.tokens[:, head.extra :], x)
         vector = heard(read)
         vector = (vector - vector.mean(-1, keepdim=True)) / (vector.var(-1, keepdim=True, correction=0) + 1e-5).sqrt()
-        torch.testing.assert_close(head(read), vector @ head.logits.weight.T + head.logits.bias)
+        torch.testing.assert_close(head(read), vector @ head.weight.T + head.bias)
 
 
 def test_the_class_token_is_one_for_all_studies():

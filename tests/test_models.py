@@ -38,7 +38,7 @@ def small(name, seed=0):
 def last_layers(model):
     if hasattr(model, "level_head"):
         return [model.level_head, model.patient_head]
-    return [model.head.logits if hasattr(model, "head") else model.backbone.net.get_classifier()]
+    return [model.head if hasattr(model, "head") else model.backbone.net.get_classifier()]
 
 
 def study(seed=1, b=2):

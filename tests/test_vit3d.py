@@ -105,7 +105,7 @@ def test_forward_equals_torchs_own_encoder():
         tokens = layer(tokens)
     head = model.head
     pooled = nn.functional.layer_norm(tokens.mean(dim=1), (24,), head.norm.weight, head.norm.bias)
-    expected = pooled @ head.logits.weight.T + head.logits.bias
+    expected = pooled @ head.weight.T + head.bias
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.1
 

@@ -68,14 +68,7 @@ class Head(nn.Module, ABC):
 
     def start_from(self, logits: Tensor) -> None:
         """Set the biases so that, the weights being zero, every study gets these `(targets,)` logits."""
-        self.logits.bias.copy_(logits)
-
-
-def _silent(*layers: nn.Linear) -> None:
-    """Weights and biases to zero: such a layer says nothing yet."""
-    for layer in layers:
-        nn.init.zeros_(layer.weight)
-        nn.init.zeros_(layer.bias)
+        self.bias.copy_(logits)
 
 
 class MeanHead(Head):
@@ -85,18 +78,18 @@ class MeanHead(Head):
 
     def __init__(self, *, dim: int, targets: int, heads: int = 1):
         super().__init__()
-        self.targets, self.norm, self.logits = targets, nn.LayerNorm(dim), nn.Linear(dim, targets)
-        _silent(self.logits)
+        self.norm = nn.LayerNorm(dim)
+        self.weight, self.bias = nn.Parameter(torch.zeros(targets, dim)), nn.Parameter(torch.zeros(targets))
 
     def forward(self, read: Read) -> Tensor:
-        return self.logits(self.norm(read.tokens.mean(dim=1)))
+        return F.linear(self.norm(read.tokens.mean(dim=1)), self.weight, self.bias)
 
     def listens(self, read: Read) -> Tensor:
         b, m, _ = read.tokens.shape
-        return read.tokens.new_full((b, self.targets, m), 1 / m)
+        return read.tokens.new_full((b, len(self.bias), m), 1 / m)
 
 
-class ClassHead(Head):
+class ClassHead(MeanHead):
     """One more token that belongs to no box, the class token, gathers from all others; its vector gives the logits.
 
     Source: Devlin et al. 2019, arXiv 1810.04805; for pictures Dosovitskiy et al. 2021, arXiv 2010.11929.
@@ -106,22 +99,20 @@ class ClassHead(Head):
     words = "class token, one logit a target"
 
     def __init__(self, *, dim: int, targets: int, heads: int = 1):
-        super().__init__()
-        self.targets, self.token = targets, nn.Parameter(0.02 * torch.randn(dim))
-        self.norm, self.logits = nn.LayerNorm(dim), nn.Linear(dim, targets)
-        _silent(self.logits)
+        super().__init__(dim=dim, targets=targets)
+        self.token = nn.Parameter(0.02 * torch.randn(dim))
 
     def choose(self, tokens: Tensor, owner: Tensor | None = None) -> Read:
         first = repeat(self.token, "e -> b 1 e", b=len(tokens))
         return Read(torch.cat([first.to(tokens.dtype), tokens], dim=1))
 
     def forward(self, read: Read) -> Tensor:
-        return self.logits(self.norm(read.tokens[:, 0]))
+        return super().forward(Read(read.tokens[:, :1]))
 
     def listens(self, read: Read) -> Tensor:
-        b, m, _ = read.tokens.shape
-        return repeat(torch.eye(m, 1, dtype=read.tokens.dtype, device=read.tokens.device), "m 1 -> b t m", b=b,
-                      t=self.targets)  # fmt: skip
+        shares = torch.zeros_like(super().listens(read))
+        shares[..., 0] = 1
+        return shares
 
 
 class TargetsHead(Head):
@@ -153,9 +144,6 @@ class TargetsHead(Head):
     def listens(self, read: Read) -> Tensor:
         q, k, _ = self._ask(read.tokens)
         return (q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5).softmax(dim=-1).mean(dim=1)
-
-    def start_from(self, logits: Tensor) -> None:
-        self.bias.copy_(logits)
 
 
 class MaskHead(Head):
