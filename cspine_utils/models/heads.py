@@ -188,13 +188,14 @@ class MaskHead(Head):
     def everywhere(self, read: Read, count: int) -> Tensor:
         """The same for all `count` tokens of the grid, `(b, 8 + n)`: where nobody looked, the logit of no evidence."""
         logits, seen = self.with_tokens(read).split([len(self.bias), read.place.shape[1]], dim=1)
-        silence = self.token_bias.float().expand(len(logits), count)
+        silence = self.token_bias.to(logits.dtype).expand(len(logits), count)
         seen = torch.where(read.keep, seen, silence[:, : seen.shape[1]])
         return torch.cat([logits, silence.scatter(1, read.place, seen)], dim=1)
 
     def of_tokens(self, read: Read) -> Tensor:
-        """Evidence of each token that was read: float32 `(b, m)`, 0 before training."""
-        return self.evidence(self.norm(read.tokens)).squeeze(-1).float()
+        """Evidence of each token that was read: `(b, m)`, float32 at least, 0 before training."""
+        evidence = self.evidence(self.norm(read.tokens)).squeeze(-1)
+        return evidence.to(torch.promote_types(evidence.dtype, torch.float32))
 
     def _pool(self, evidence: Tensor, read: Read) -> Tensor:
         """Evidence `(b, m)` -> logits `(b, 8)`."""

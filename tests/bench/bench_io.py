@@ -175,17 +175,17 @@ def print_peak(name: str, folder: Path) -> None:
     """The child of `peak_bytes`."""
     reader = next(reader for reader in READERS if reader.name == name)
     paths = _head_to_feet(folder)
-    before = _peak(start=True)
+    before = peak(start=True)
     result = reader.read(folder, paths)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RSS_UNIT
-    print(max(_peak() - before, children))
+    print(max(peak() - before, children))
     del result
 
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def _peak(start: bool = False) -> int:
+def peak(start: bool = False) -> int:
     """Peak resident bytes of this process. Linux counts from `start` on; elsewhere imports may hide a little of it.
 
     ru_maxrss will not do where /proc is: a child inherits there the peak of the process that started it.
