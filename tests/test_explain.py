@@ -99,8 +99,8 @@ def test_gradient_attention_by_nudging_every_weight(head, monkeypatch):
     expected = (net.head.listens(read)[0, 2] @ relevance)[net.head.extra :]
     found = per_token(explain.gradient_attention(net, x, "C3").double())[0]
     found = found if read.place is None else found[read.place[0]]
-    torch.testing.assert_close(found, expected.detach(), atol=1e-5, rtol=1e-4)
-    assert expected.std() > 1e-3
+    torch.testing.assert_close(found, expected.detach(), atol=1e-6, rtol=1e-5)
+    assert expected.std() > 1e-4
 
 
 @pytest.mark.parametrize("head", HEADS)

@@ -81,6 +81,7 @@ def compete(
     *,
     files: int,
     repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Contest:
     """Let jobs take turns: once to warm the cache and to check the result, then `repeats` times on the clock.
 
@@ -91,12 +92,13 @@ def compete(
     ----------
     jobs : name -> job; the first must succeed, another one that raises is out and its fault is kept
     check : (name, result) -> what is wrong with the result, "" if nothing
+    clock : seconds from some moment on
     """
     contest = Contest(title, files, seconds={name: [] for name in jobs})
     for run in range(repeats + 1):
         names = list(contest.seconds)
         for name in random.Random(run).sample(names, len(names)):
-            started = time.perf_counter()
+            started = clock()
             try:
                 result = jobs[name]()
             except Exception as error:  # a peer may fail in its own way on a form that it does not know
@@ -105,7 +107,7 @@ def compete(
                 contest.faults[name] = " ".join(f"cannot read it: {type(error).__name__} {error}".split())[:120]
                 del contest.seconds[name]
                 continue
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             if run:
                 contest.seconds[name].append(seconds)
             elif fault := check(name, result):
