@@ -171,6 +171,27 @@ CANARIES = [
         "test_vit3d.py",
     ),
     Canary(
+        "filling of a batch passes for evidence",
+        "cspine_utils/models/heads.py",
+        "seen = torch.where(read.keep, seen, silence[:, : seen.shape[1]])",
+        "pass",
+        "test_heads.py",
+    ),
+    Canary(
+        "a level listens to the tokens of all levels",
+        "cspine_utils/models/heads.py",
+        "masked_fill(~own, -torch.inf)\n        heard = torch.where",
+        "masked_fill(own & ~own, -torch.inf)\n        heard = torch.where",
+        "test_heads.py",
+    ),
+    Canary(
+        "attention that speaks against a fracture counts for it",
+        "cspine_utils/explain.py",
+        "(weights * gradient).clamp_min(0)",
+        "(weights * gradient).abs()",
+        "test_explain.py",
+    ),
+    Canary(
         "the last epoch passes for the best",
         "cspine_utils/checkpoints.py",
         'return min(trained, key=lambda row: row["validation_loss"])',
@@ -278,7 +299,7 @@ CANARIES = [
     ),
     Canary(
         "the patient is the mean of its levels",
-        "cspine_utils/models/slice_models.py",
+        "cspine_utils/models/base.py",
         "softplus(logits).sum(dim=-1)",
         "softplus(logits).mean(dim=-1)",
         "test_models.py",

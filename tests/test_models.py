@@ -1,6 +1,7 @@
 """The classifiers by name: one interface, what each one computes, and what it must notice."""
 
 import inspect
+import itertools
 import math
 import subprocess
 import sys
@@ -52,14 +53,19 @@ def test_the_names():
     assert models.NAMES == ("vit3d", "cnn_lstm", "cnn_transformer", "slice_cnn")
 
 
-@pytest.mark.parametrize("preset", ["laptop", "gpu"])
-@pytest.mark.parametrize("name", models.NAMES)
-def test_both_presets_are_built_and_say_what_they_are(name, preset):
+#: (model, preset), as many as there are: `test_every_classifier_keeps_the_interface` counts them.
+PRESETS = [*itertools.product(models.NAMES, ("laptop", "gpu")), ("vit3d", "evidence")]
+
+
+@pytest.mark.parametrize(("name", "preset"), PRESETS)
+def test_presets_are_built_and_say_what_they_are(name, preset):
     model = models.create(name, preset=preset)
     assert model.input_shape[:2] == (105, 6)
     assert model.weights_from == "from scratch"
     again = type(model)(**model.config)
     assert [(n, p.shape) for n, p in again.named_parameters()] == [(n, p.shape) for n, p in model.named_parameters()]
+    if name == "vit3d":
+        assert model.encoder == ("strided convolutions" if preset == "evidence" else "linear patches")
     if name in SLICE_MODELS:
         assert model.encoder == {"laptop": "mobilenetv4_conv_small_050", "gpu": "tf_efficientnetv2_s"}[preset]
 
@@ -262,7 +268,7 @@ def test_another_shape_is_refused(name):
 def test_every_classifier_keeps_the_interface():
     for name in models.NAMES:
         kind = type(small(name))
-        assert {"laptop", "gpu"} <= kind.PRESETS.keys()
+        assert kind.PRESETS.keys() == {preset for model, preset in PRESETS if model == name}
         assert all(p.kind is p.KEYWORD_ONLY for p in inspect.signature(kind).parameters.values())
 
 

@@ -6,23 +6,43 @@ import pytest
 import torch
 from torch import nn
 
+from cspine_utils import diagrams
 from cspine_utils.errors import ModelError, ParameterError
-from cspine_utils.models.vit3d import Attention, ViT3D
+from cspine_utils.models.vit3d import Attention, Blocks, DropPath, ViT3D
+from cspine_utils.stacks import MASK_SCALE
 
 # Every axis and every patch has another length, so that no two can be mixed up unseen.
 SMALL = dict(frames=6, channels=5, size=(8, 12), frame_patch=3, patch=4, dim=24, depth=2, heads=3, mlp_ratio=2)
+
+
+#: Every stem, every kind of position and every head, each at least once.
+VARIANTS = {
+    "mean": {},
+    "cls": dict(stem="conv", position="sincos", head="cls"),
+    "targets": dict(position="sincos", head="targets"),
+    "mask": dict(stem="conv", position="sincos", head="mask"),
+    "mask, linear": dict(head="mask"),
+}
 
 
 def small(seed=0, **changes):
     """A small model whose head is not zero, so that its answer depends on the input."""
     torch.manual_seed(seed)
     model = ViT3D(**{**SMALL, **changes}).eval()
-    nn.init.normal_(model.head.weight)
+    for weight in model.head.parameters():
+        if weight.ndim > 1 and not weight.any():
+            nn.init.normal_(weight)
     return model
 
 
 def study(seed=1, b=2, shape=(6, 5, 8, 12)):
-    return torch.randn(b, *shape, generator=torch.Generator().manual_seed(seed))
+    """Noise, and in the last channel a mask in which most boxes belong to a vertebra, each study another one."""
+    x = torch.randn(b, *shape, generator=torch.Generator().manual_seed(seed))
+    labels = torch.zeros(b, shape[0], *shape[2:])
+    for i in range(b):
+        labels[i, :3, :5, 4 * i :], labels[i, 3:, :, 5:], labels[i, 2:, 4:, :4] = 1 + i, 3, 5
+    x[:, :, -1] = (labels / 7 - MASK_SCALE[0]) / MASK_SCALE[1]
+    return x
 
 
 def patches_by_slicing(x, pf, p):
@@ -83,8 +103,9 @@ def test_forward_equals_torchs_own_encoder():
     tokens = patches_by_slicing(x, 3, 4) @ model.embed.weight.T + model.embed.bias + model.position
     for layer in layers:
         tokens = layer(tokens)
-    pooled = nn.functional.layer_norm(tokens.mean(dim=1), (24,), model.norm.weight, model.norm.bias)
-    expected = pooled @ model.head.weight.T + model.head.bias
+    head = model.head
+    pooled = nn.functional.layer_norm(tokens.mean(dim=1), (24,), head.norm.weight, head.norm.bias)
+    expected = pooled @ head.weight.T + head.bias
     torch.testing.assert_close(model(x), expected, atol=1e-5, rtol=1e-5)
     assert expected.std() > 0.1
 
@@ -114,11 +135,12 @@ CHANGES = {
 }
 
 
+@pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_output_depends_on_where_things_are(name):
-    model, x = small(size=8), study(shape=(6, 5, 8, 8))
+def test_output_depends_on_where_things_are(name, variant):
+    model, x = small(size=8, **VARIANTS[variant]), study(shape=(6, 5, 8, 8))
     if name == "two patches swapped":
-        model, x = small(), study()
+        model, x = small(**VARIANTS[variant]), study()
     with torch.no_grad():
         assert (model(x) - model(CHANGES[name](x))).abs().max() > 1e-3
 
@@ -131,17 +153,119 @@ def test_without_positions_swapped_patches_go_unseen():
         torch.testing.assert_close(model(x), model(swap_two_patches(x)), atol=1e-5, rtol=1e-5)
 
 
-def test_studies_of_a_batch_do_not_mix():
-    model, x = small(), study(b=3)
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_studies_of_a_batch_do_not_mix(variant):
+    model, x = small(**VARIANTS[variant]), study(b=3)
     with torch.no_grad():
-        torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-6, rtol=1e-5)
+        torch.testing.assert_close(model(x)[1:2], model(x[1:2]), atol=1e-5, rtol=1e-5)
 
 
-def test_gradients_reach_every_parameter():
-    model = small()
-    model(study()).square().sum().backward()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_gradients_reach_every_parameter(variant):
+    model = small(**VARIANTS[variant])
+    answer = model.evidence(study()) if model.head.reads_mask else model(study())
+    answer.square().sum().backward()
     without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert without == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_a_plain_answer_gives_every_parameter_a_gradient_if_only_zero(variant):
+    """Processes that train together wait for all of them."""
+    model = small(**VARIANTS[variant])
+    model(study()).sum().backward()
+    assert [name for name, p in model.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_attention_maps_are_what_the_fused_kernel_used(variant):
+    model, x = small(**VARIANTS[variant], depth=3), study()
+    maps = model.attention_maps(x)
+    read = model.read(x)
+    m = read.tokens.shape[1]
+    assert maps.shape == (3, 2, 3, m, m) and m >= 8 + model.head.extra
+    torch.testing.assert_close(maps.sum(dim=-1), torch.ones(3, 2, 3, m))
+    if read.keep is not None:
+        assert not read.keep.all() and (maps * ~read.keep[:, None, None]).max() == 0
+    tokens = read.tokens
+    for block, weights in zip(model.blocks, maps, strict=True):
+        attention = block.attention
+        value = attention.to_qkv(block.attention_norm(tokens))[..., 48:].reshape(2, m, 3, 8)
+        mixed = torch.einsum("bhij,bjhd->bihd", weights, value).reshape(2, m, 24)
+        tokens = tokens + attention.to_out(mixed)
+        tokens = tokens + block.mlp(block.mlp_norm(tokens))
+    torch.testing.assert_close(tokens, model.encode(x).tokens, atol=1e-5, rtol=1e-5)
+    assert all(block.attention.kept is None for block in model.blocks)
+
+
+@pytest.mark.parametrize("variant", ["mean", "mask"])
+def test_checkpointed_activations_give_the_same_gradients(variant):
+    """Also with everything random on: a block that runs again must draw what it drew before."""
+    gradients = []
+    for again in (False, True):
+        model = small(**VARIANTS[variant], dropout=0.2, drop_path=0.3, depth=3).train()
+        model.checkpoint_activations = again
+        torch.manual_seed(4)
+        model(study()).square().sum().backward()
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    for name, gradient in gradients[0].items():
+        torch.testing.assert_close(gradient, gradients[1][name], msg=name)
+
+
+def test_a_checkpointed_model_runs_its_blocks_twice_and_others_once():
+    runs = []
+    for again in (False, True):
+        model, seen = small(), []
+        model.blocks[0].attention_norm.register_forward_hook(lambda *_, seen=seen: seen.append(1))
+        model.checkpoint_activations = again
+        model(study()).sum().backward()
+        with torch.no_grad():
+            model(study())
+        runs.append(len(seen))
+    assert runs == [2, 3]
+
+
+def test_drop_path_drops_whole_studies_and_keeps_the_mean():
+    torch.manual_seed(0)
+    x = torch.randn(4000, 2, 3)
+    out = DropPath(0.3).train()(x)
+    kept = out.flatten(1).any(dim=1)
+    assert torch.equal(out[~kept], torch.zeros_like(out[~kept]))
+    torch.testing.assert_close(out[kept], x[kept] / 0.7)
+    assert 0.67 < kept.float().mean() < 0.73
+    assert torch.equal(DropPath(0.3).eval()(x), x) and torch.equal(DropPath(0.0).train()(x), x)
+
+
+def test_stochastic_depth_rises_evenly_and_acts_in_training_only():
+    model, x = small(depth=4, drop_path=0.3), study()
+    assert [block.drop_path.share for block in model.blocks] == pytest.approx([0, 0.1, 0.2, 0.3])
+    assert small(depth=1, drop_path=0.3).blocks[0].drop_path.share == 0
+    with torch.no_grad():
+        assert torch.equal(model(x), small(depth=4)(x))
+        model.train()
+        answers = {tuple(model(x)[0].tolist()) for _ in range(20)}
+    assert len(answers) > 2
+
+
+def test_a_block_whose_paths_are_dropped_passes_on_what_came_in():
+    model = small(depth=2, drop_path=0.999).train()
+    x = torch.randn(3, 8, 24)
+    torch.manual_seed(1)
+    torch.testing.assert_close(model.blocks[1](x), x, atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_the_drawing_is_that_of_the_model(variant):
+    model, x = small(**VARIANTS[variant]), study(b=1)
+    stages = {stage.attribute: stage for stage in diagrams.trace(model, x)}
+    assert ("patchify" in stages) == (model.config["stem"] == "linear")
+    assert stages["embed"].words == ("one linear layer a box" if "patchify" in stages else "strided convolutions")
+    read = model.read(x)
+    assert stages["blocks"].shapes == (read.tokens.shape[1:],) and stages["blocks"].kind == "2 x Block"
+    assert stages["head"].shapes == ((8,),) and stages["head"].words == model.head.words
+    learned = sum(p.numel() for name, p in model.named_parameters() if name != "position")
+    assert sum(stage.parameters for stage in stages.values()) == learned
+    assert [stage.column for stage in stages.values()] == list(range(len(stages)))
 
 
 @pytest.mark.parametrize("depth, heads, mlp_ratio", [(2, 3, 2), (1, 4, 3)])
@@ -154,10 +278,11 @@ def test_number_of_parameters(depth, heads, mlp_ratio):
     assert sum(p.numel() for p in model.parameters()) == expected
 
 
-def test_untrained_model_with_base_rates_is_the_constant():
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_untrained_model_with_base_rates_is_the_constant(variant):
     rates = torch.tensor([0.07, 0.14, 0.04, 0.05, 0.08, 0.14, 0.19, 0.48])
     torch.manual_seed(0)
-    model = ViT3D(**SMALL)
+    model = ViT3D(**SMALL, **VARIANTS[variant])
     model.set_base_rates(rates)
     torch.testing.assert_close(torch.sigmoid(model(study())), rates.expand(2, 8))
     model.set_base_rates(rates.double().numpy())
@@ -200,7 +325,17 @@ def test_the_default_takes_the_course_s_stack():
         (dict(size=(8, 12, 4)), r"size.*\(8, 12, 4\)"),
         (dict(size=8.0), r"size.*8\.0"),
         (dict(dropout=1.0), r"dropout.*found 1\.0"),
+        (dict(drop_path=-0.1), r"drop_path.*found -0\.1.*share"),
         (dict(mlp_ratio=0.01), r"mlp_ratio"),
+        (dict(stem="convs"), r"ViT3D\(stem\).*one of linear, conv.*did you mean 'conv'"),
+        (dict(position="sincso"), r"did you mean 'sincos'"),
+        (dict(position=None), r"found None; expected one of learned, sincos"),
+        (dict(head="target"), r"did you mean 'targets'"),
+        (dict(stem="conv", patch=2), r"patch=2 with stem=.conv.*power of two from 4 on.*8 rows and 12 columns: 4\."),
+        (dict(stem="conv", size=(96, 192), patch=12), r"96 rows and 192 columns: 4, 8, 16, 32\."),
+        (dict(stem="conv", size=(9, 15), patch=3), r'there is none, so take stem="linear"'),
+        (dict(head="mask", channels=1), r"channels=1.*2 channels or more, the last one the mask"),
+        (dict(head="mask", targets=7), r"targets=7.*the 8 targets"),
     ],
 )
 def test_impossible_sizes_are_refused_with_the_possible_ones(changes, message):
@@ -230,3 +365,21 @@ def test_inputs_of_another_type_are_refused():
     for ratio in (float("nan"), float("inf")):
         with pytest.raises(ModelError, match="mlp_ratio"):
             small(mlp_ratio=ratio)
+
+
+def test_evidence_is_asked_of_a_head_that_has_it():
+    with pytest.raises(ModelError, match=r"head='cls', which has no evidence a token; expected head=\"mask\""):
+        small(head="cls").evidence(study())
+
+
+def test_blocks_hand_the_mask_to_every_block():
+    torch.manual_seed(0)
+    blocks = small(depth=2).blocks
+    x, keep = torch.randn(1, 5, 24), torch.tensor([True, True, False, True, True])
+    changed = x.clone()
+    changed[:, 2] += 1
+    assert isinstance(blocks, Blocks)
+    with torch.no_grad():
+        a, b = (blocks(v, keep[None, None, None]) for v in (x, changed))
+    torch.testing.assert_close(a[:, keep], b[:, keep], atol=0, rtol=0)
+    assert (a[:, 2] - b[:, 2]).abs().max() > 0.1

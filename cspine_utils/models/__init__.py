@@ -13,7 +13,6 @@ tables below.
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import inspect
 from typing import TYPE_CHECKING
@@ -22,7 +21,7 @@ from cspine_utils.errors import ModelError
 
 # Before anything imports timm: beside a CPU build of torch it would fail on torchvision's missing operators.
 from cspine_utils.models import timm_import as timm_import
-from cspine_utils.models.base import StudyClassifier
+from cspine_utils.models.base import StudyClassifier, known
 
 if TYPE_CHECKING:  # the classifiers need no segmentation library, and importing one takes time
     from cspine_utils.models.segmentation import Segmenter
@@ -45,7 +44,8 @@ def create(name: str, *, preset: str = "laptop", **config) -> StudyClassifier:
     Parameters
     ----------
     name : one of `NAMES`
-    preset : "laptop" (a study takes a fraction of a second on a CPU) or "gpu" (the size of the published solutions)
+    preset : "laptop" (a study takes a fraction of a second on a CPU), "gpu" (the size of the published solutions),
+        or another of the class's `PRESETS`
     config : arguments of the class that replace the preset's, e.g. size=64, backbone="tf_efficientnetv2_l"
 
     Raises
@@ -61,12 +61,12 @@ def create_segmenter(name: str, *, preset: str = "laptop", **config) -> Segmente
 
 
 def _create(caller: str, table: dict, name: str, preset: str, config: dict):
-    module, cls = _known(f"{caller}(name)", name, table)
+    module, cls = known(f"{caller}(name)", name, table)
     kind = getattr(importlib.import_module(f"cspine_utils.models.{module}"), cls)
-    arguments = _known(f"{caller}(preset)", preset, kind.PRESETS) | config
-    known = inspect.signature(kind).parameters
+    arguments = known(f"{caller}(preset)", preset, kind.PRESETS) | config
+    accepted = inspect.signature(kind).parameters
     for argument in config:
-        _known(f"{caller}: argument of {cls}", argument, known)
+        known(f"{caller}: argument of {cls}", argument, accepted)
     try:
         return kind(**arguments)
     except (TypeError, ValueError, AttributeError, RuntimeError, AssertionError) as error:
@@ -77,15 +77,3 @@ def _create(caller: str, table: dict, name: str, preset: str, config: dict):
             expected=f"arguments that {cls} can be built with",
             remedy=f"see help({module}.{cls})",
         ) from error
-
-
-def _known(what: str, name, table):
-    if isinstance(name, str) and name in table:
-        return table[name]
-    close = difflib.get_close_matches(str(name), table, n=1)
-    raise ModelError(
-        what,
-        found=repr(name),
-        expected="one of " + ", ".join(table),
-        remedy=f"did you mean {close[0]!r}?" if close else "choose one of these.",
-    )

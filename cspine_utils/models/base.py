@@ -6,7 +6,9 @@ Axes: a batch of study tensors is `b f c h w` (studies, frames head -> feet, cha
 
 from __future__ import annotations
 
+import difflib
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -107,15 +109,29 @@ def pair(size) -> tuple[int, int]:
     return tuple(size) if isinstance(size, tuple | list) else (size, size)
 
 
-def check_counts(owner: str, *, size, dropout=0.0, **counts) -> None:
-    """Raise ModelError unless every count is a positive integer, size is two of them and dropout a share."""
+def known(what: str, name, table):
+    """The entry of `table` by that name (of a tuple, the name itself); ModelError with the nearest name otherwise."""
+    if isinstance(name, str) and name in table:
+        return table[name] if isinstance(table, Mapping) else name
+    close = difflib.get_close_matches(str(name), table, n=1)
+    raise ModelError(
+        what,
+        found=repr(name),
+        expected="one of " + ", ".join(table),
+        remedy=f"did you mean {close[0]!r}?" if close else "choose one of these.",
+    )
+
+
+def check_counts(owner: str, *, size, dropout=0.0, drop_path=0.0, **counts) -> None:
+    """Raise ModelError unless every count is a positive integer, size is two of them and both dropouts are shares."""
     if len(size) != 2:
         raise refused(owner, "size", found=str(size), expected="(h, w) or one number for both")
     for name, value in {**counts, "size (rows)": size[0], "size (columns)": size[1]}.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             raise refused(owner, name, found=repr(value), expected="a positive integer")
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise refused(owner, "dropout", found=repr(dropout), expected="a share in [0, 1)")
+    for name, share in (("dropout", dropout), ("drop_path", drop_path)):
+        if not isinstance(share, int | float) or not 0 <= share < 1:
+            raise refused(owner, name, found=repr(share), expected="a share in [0, 1)")
 
 
 def refused(owner: str, name: str, *, found: str, expected: str) -> ModelError:

@@ -11,13 +11,17 @@ import torch
 from einops import rearrange
 from torch import Tensor, nn
 
+#: What `ViT3D` takes for `stem` and `position`.
+STEMS, POSITIONS = ("linear", "conv"), ("learned", "sincos")
+
 
 class ConvStem(nn.Module):
     """Small strided convolutions in place of one linear layer on a large box: `(b, f, c, h, w)` -> `(b, n, e)`.
 
-    Each stage halves rows and columns; the second one also joins `frame_patch` frames. A fracture is a thin line in a box
-    of thousands of numbers: convolutions look for it at every place with the same few weights, a linear layer has to
-    learn it anew for each place. (Xiao et al. 2021, arXiv 2106.14881, found the same for pictures.)
+    Each stage halves rows and columns; the second one also joins `frame_patch` frames, the others
+    look one frame up and down (behind the second: one group of frames). A fracture is a thin line in
+    a box of thousands of numbers: convolutions look for it at every place with the same few weights, a linear layer has
+    to learn it anew for each place. (Xiao et al. 2021, arXiv 2106.14881, found the same for pictures.)
 
     Parameters
     ----------
@@ -38,6 +42,11 @@ class ConvStem(nn.Module):
             layers += [nn.GELU()] if i < stages - 1 else []
         self.layers = nn.Sequential(*layers).to(memory_format=torch.channels_last_3d)  # twice as fast on CPUs
 
+    @staticmethod
+    def fits(patch: int) -> bool:
+        """Whether halving leads from so many rows to one token, in two stages or more."""
+        return patch >= 4 and patch & (patch - 1) == 0
+
     def forward(self, x: Tensor) -> Tensor:
         x = rearrange(x, "b f c h w -> b c f h w").contiguous(memory_format=torch.channels_last_3d)
         return rearrange(self.layers(x), "b e f h w -> b (f h w) e")
@@ -46,9 +55,10 @@ class ConvStem(nn.Module):
 def sincos_positions(grid: tuple[int, int, int], dim: int) -> Tensor:
     """Position vectors that are computed, not learned, so that they fit any grid: `(n, dim)`.
 
-    A sixth of the features each are the sine and the cosine of the frame, row and column of a token, at wavelengths from
-    2 pi to about 600 tokens (Vaswani et al. 2017, arXiv 1706.03762, once for each axis). Counted from the middle of the
-    grid: so a crop around one vertebra and a whole neck agree about where the middle is. Left-over features are 0.
+    A sixth of the features each are the sine and the cosine of the frame, row and column of a token, at wavelengths
+    from 2 pi to about 600 tokens (Vaswani et al. 2017, arXiv 1706.03762, once for each axis). Counted from the middle
+    of the grid: so a crop around one vertebra and a whole neck agree about where the middle is. Left-over features
+    are 0.
     """
     share = dim // 6
     wavelengths = 100.0 ** (-torch.arange(share, dtype=torch.float64) / max(share, 1))

@@ -7,23 +7,26 @@ Axes (the same in the whole package)
 * heads `b heads n dh`, with `e = heads * dh`
 
 Sources: Dosovitskiy et al. 2021, arXiv 2010.11929 (patches as tokens); Xiong et al. 2020, arXiv 2002.04745
-(normalise before, not after, each half of a block).
+(normalise before, not after, each half of a block); Huang et al. 2016, arXiv 1603.09382 (stochastic depth).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
 from einops.layers.torch import Rearrange
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from cspine_utils.anatomy import TARGETS
-from cspine_utils.models.base import StudyClassifier, check_counts, pair, refused
-from cspine_utils.models.heads import MaskHead, owners
-from cspine_utils.models.stems import ConvStem, sincos_positions
+from cspine_utils.models.base import StudyClassifier, check_counts, known, pair, refused
+from cspine_utils.models.heads import HEADS, Read, owners
+from cspine_utils.models.stems import POSITIONS, STEMS, ConvStem, sincos_positions
 from cspine_utils.stacks import labels_of
 
 
@@ -42,19 +45,64 @@ class Attention(nn.Module):
         self.heads, self.dropout = heads, dropout
         self.to_qkv = nn.Linear(dim, 3 * dim)
         self.to_out = nn.Sequential(nn.Linear(dim, dim), nn.Dropout(dropout))
+        self.kept: list[Tensor] | None = None  # see `keeping_weights`
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """Tokens `(b, n, e)` -> `(b, n, e)`; `mask` bool `(b, 1, 1, n)`, False for tokens that nobody may look at."""
         q, k, v = rearrange(self.to_qkv(x), "b n (qkv heads dh) -> qkv b heads n dh", qkv=3, heads=self.heads)
-        # The fused kernel never stores the n x n weights: at 4,000 tokens they would be most of the memory.
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=self.dropout if self.training else 0.0)
+        if self.kept is None:
+            # The fused kernel never stores the n x n weights: at 4,000 tokens they would be most of the memory.
+            share = self.dropout if self.training else 0.0
+            mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=share)
+        else:
+            weights = self.weights(q, k, mask)
+            self.kept.append(weights)
+            mixed = F.dropout(weights, self.dropout, self.training) @ v
         return self.to_out(rearrange(mixed, "b heads n dh -> b n (heads dh)"))
+
+    @staticmethod
+    def weights(q: Tensor, k: Tensor, mask: Tensor | None = None) -> Tensor:
+        """How much each token (row) takes from each token (column): `(b, heads, n, n)`, rows of ones in sum."""
+        scores = q @ k.transpose(-2, -1) / q.shape[-1] ** 0.5
+        return (scores if mask is None else scores.masked_fill(~mask, -torch.inf)).softmax(dim=-1)
+
+
+@contextmanager
+def keeping_weights(blocks: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, every Attention of `blocks` computes its weights `(b, heads, n, n)` and appends them to the list."""
+    layers = [module for module in blocks.modules() if isinstance(module, Attention)]
+    kept: list[Tensor] = []
+    for layer in layers:
+        layer.kept = kept
+    try:
+        yield kept
+    finally:
+        for layer in layers:
+            layer.kept = None
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training the whole branch of a study is 0 in `share` of the cases, the others grow to match.
+
+    `(b, ...)` -> the same; each study of a batch draws for itself. In evaluation nothing happens.
+    """
+
+    def __init__(self, share: float):
+        super().__init__()
+        self.share = share
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or not self.share:
+            return x
+        stays = torch.rand(len(x), *(1,) * (x.ndim - 1), device=x.device) >= self.share
+        return x * (stays / (1 - self.share)).to(x.dtype)
 
 
 class Block(nn.Module):
     """Attention between tokens, then a small network on each token; both are added to what came in.
 
-    Parameters as in `Attention`; `mlp_ratio` is the width of the small network's inner layer, in units of `dim`.
+    Parameters as in `Attention`; `mlp_ratio` is the width of the small network's inner layer, in units of `dim`;
+    `drop_path` the share of studies that pass a half by, see `DropPath`.
     """
 
     STAGES = {
@@ -65,7 +113,7 @@ class Block(nn.Module):
     }
     RESIDUALS = (("attention_norm", "attention"), ("mlp_norm", "mlp"))
 
-    def __init__(self, *, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0):
+    def __init__(self, *, dim: int, heads: int, mlp_ratio: float, dropout: float = 0.0, drop_path: float = 0.0):
         super().__init__()
         hidden = int(dim * mlp_ratio)
         self.attention_norm = nn.LayerNorm(dim)
@@ -74,10 +122,21 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(dim, hidden), nn.GELU(), nn.Dropout(dropout), nn.Linear(hidden, dim), nn.Dropout(dropout)
         )
+        self.drop_path = DropPath(drop_path)
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:  # (b, n, e) -> (b, n, e)
-        x = x + self.attention(self.attention_norm(x), mask)
-        return x + self.mlp(self.mlp_norm(x))
+        x = x + self.drop_path(self.attention(self.attention_norm(x), mask))
+        return x + self.drop_path(self.mlp(self.mlp_norm(x)))
+
+
+class Blocks(nn.Sequential):
+    """Blocks one after the other. With `again`, the backward pass computes what is inside a block a second time instead
+    of keeping it: memory for one block in place of all, for about a third more time."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None, *, again: bool = False) -> Tensor:
+        for block in self:
+            x = checkpoint(block, x, mask, use_reentrant=False) if again else block(x, mask)
+        return x
 
 
 class ViT3D(StudyClassifier):
@@ -91,16 +150,19 @@ class ViT3D(StudyClassifier):
     dim, depth, heads : features a token, number of blocks, attention heads (they must divide `dim`)
     mlp_ratio : width of each block's inner layer, in units of `dim`
     dropout : share dropped in training, in [0, 1)
+    drop_path : stochastic depth, in [0, 1): the last block's share; it rises evenly from 0 in the first block
     stem : "linear", one layer on all numbers of a box, or "conv", see `stems.ConvStem`
     position : "learned", one vector a token, or "sincos", which fit any grid (`stems.sincos_positions`)
-    head : "mean" of the tokens, or "mask", see `heads.MaskHead`: tokens pooled by the mask of each vertebra. With "mask"
-        the blocks read only the tokens that hold some of C1-C7, a sixth of a neck's.
+    head : "mean", "cls", "targets" or "mask", see `heads`. "mask" takes the last channel for the mask of the vertebrae,
+        as `stacks.normalise` gives it, and reads only the tokens that hold some of C1-C7, a sixth of a neck's.
     targets : number of logits, in the order of `anatomy.TARGETS`
 
     Attributes
     ----------
     input_shape : `(f, c, h, w)` of one study
+    grid : tokens along frames, rows and columns
     config : the constructor's arguments, so that `ViT3D(**model.config)` has the same form
+    checkpoint_activations : True computes blocks twice instead of keeping what is inside them (`Blocks`)
 
     The head's weight starts at zero: before training every study gets the same logits, and after
     `set_base_rates` that answer is exactly the base-rate constant, from which training starts.
@@ -112,18 +174,10 @@ class ViT3D(StudyClassifier):
 
     PRESETS = {
         "laptop": {},
-        "seeing": {"size": (96, 96), "frame_patch": 5, "patch": 8, "dim": 128, "stem": "conv", "position": "sincos",
-                   "head": "mask"},
+        "evidence": {"size": (96, 96), "frame_patch": 5, "patch": 8, "dim": 128, "stem": "conv", "position": "sincos",
+                     "head": "mask"},
         "gpu": {"size": (224, 224), "frame_patch": 5, "dim": 384, "depth": 8, "heads": 6, "dropout": 0.1},
     }  # fmt: skip
-    STAGES = {
-        "patchify": "cut into boxes",
-        "embed": "one linear layer a box",
-        "blocks": "transformer blocks",
-        "norm": "mean of the tokens",
-        "head": "one logit a target",
-    }
-    encoder = "linear patches"
 
     def __init__(
         self,
@@ -138,6 +192,7 @@ class ViT3D(StudyClassifier):
         heads: int = 4,
         mlp_ratio: float = 2,
         dropout: float = 0.0,
+        drop_path: float = 0.0,
         stem: str = "linear",
         position: str = "learned",
         head: str = "mean",
@@ -146,8 +201,8 @@ class ViT3D(StudyClassifier):
         config = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
         config["size"] = height, width = _checked_size(config)
         super().__init__((frames, channels, height, width), config)
-        self.outputs = targets
-        grid = (frames // frame_patch, height // patch, width // patch)
+        self.outputs, self.checkpoint_activations = targets, False
+        self.grid = (frames // frame_patch, height // patch, width // patch)
 
         # No normalisation of the patch or its embedding: HU is an absolute scale, and it would make air and bone
         # look alike. (Tried: with a LayerNorm here eight studies took several times as long to learn by heart.)
@@ -160,71 +215,73 @@ class ViT3D(StudyClassifier):
         else:
             self.embed = ConvStem(channels=channels, frame_patch=frame_patch, patch=patch, dim=dim)
         if position == "learned":
-            self.position = nn.Parameter(0.02 * torch.randn(1, math.prod(grid), dim))
+            self.position = nn.Parameter(0.02 * torch.randn(1, math.prod(self.grid), dim))
         else:
-            self.register_buffer("position", sincos_positions(grid, dim)[None], persistent=False)
+            self.register_buffer("position", sincos_positions(self.grid, dim)[None], persistent=False)
         self.dropout = nn.Dropout(dropout)
-        self.blocks = nn.Sequential(
-            *(Block(dim=dim, heads=heads, mlp_ratio=mlp_ratio, dropout=dropout) for _ in range(depth))
-        )
-        if head == "mask":
-            self.norm, self.head = nn.Identity(), MaskHead(dim)
-        else:
-            self.norm, self.head = nn.LayerNorm(dim), nn.Linear(dim, targets)
-            nn.init.zeros_(self.head.weight)
-            nn.init.zeros_(self.head.bias)
+        shares = [drop_path * i / max(1, depth - 1) for i in range(depth)]
+        form = {"dim": dim, "heads": heads, "mlp_ratio": mlp_ratio, "dropout": dropout}
+        self.blocks = Blocks(*(Block(**form, drop_path=share) for share in shares))
+        self.head = HEADS[head](dim=dim, targets=targets, heads=heads)
 
-    def tokens(self, x: Tensor) -> Tensor:
-        """What the blocks make of each box: study tensors `(b, f, c, h, w)` -> `(b, n, e)`, not yet pooled."""
+        cut = {"patchify": "cut into boxes"} if stem == "linear" else {}
+        reads = "one linear layer a box" if stem == "linear" else "strided convolutions"
+        self.STAGES = cut | {"embed": reads, "blocks": "transformer blocks", "head": self.head.words}
+        self.encoder = "linear patches" if stem == "linear" else "strided convolutions"
+
+    def read(self, x: Tensor) -> Read:
+        """What the blocks get: tokens with their positions, as many as the head chooses."""
         self.check_input(x)
-        x = self.embed(self.patchify(x))  # (b, n, e)
-        return self.blocks(self.dropout(x + self.position))
+        tokens = self.embed(self.patchify(x)) + self.position  # (b, n, e)
+        return self.head.choose(tokens, self.owners(x) if self.head.reads_mask else None)
+
+    def encode(self, x: Tensor) -> Read:
+        """What the blocks make of it: study tensors `(b, f, c, h, w)` -> `Read`, tokens `(b, m, e)`, not yet pooled."""
+        read = self.read(x)
+        mask = None if read.keep is None else read.keep[:, None, None]  # (b, 1, 1, m)
+        again = self.checkpoint_activations and torch.is_grad_enabled()
+        return read._replace(tokens=self.blocks(self.dropout(read.tokens), mask, again=again))
 
     def forward(self, x: Tensor) -> Tensor:
         """Study tensors `(b, f, c, h, w)` -> logits `(b, targets)`."""
-        if self.config["head"] == "mask":
-            return self.evidence(x)[:, : self.outputs]
-        pooled = self.tokens(x).mean(dim=1)  # (b, e)
-        return self.head(self.norm(pooled))
+        return self.head(self.encode(x))
 
     def evidence(self, x: Tensor) -> Tensor:
         """Logits of the targets, then of every token: `(b, f, c, h, w)` -> `(b, targets + n)`; head "mask" alone.
 
         A token without any vertebra was not looked at; its logit is that of no evidence.
         """
-        self.check_input(x)
-        owner = self.owners(x)  # (b, n)
-        read, chosen = _most(owner > 0)
-        places = chosen[..., None].expand(-1, -1, self.config["dim"])  # (b, m, e)
-        x = (self.embed(self.patchify(x)) + self.position).gather(1, places)
-        x = self.dropout(x)
-        for block in self.blocks:
-            x = block(x, read[:, None, None])
-        logits, found = self.head(x, torch.where(read, owner.gather(1, chosen), 0))
-        everywhere = self.head.token_bias.float().expand(owner.shape).scatter(1, chosen, found)
-        return torch.cat([logits, everywhere], dim=1)
+        if not self.head.reads_mask:
+            found = f"head={self.config['head']!r}, which has no evidence a token"
+            raise refused("ViT3D.evidence", "head", found=found, expected='head="mask"')
+        return self.head.everywhere(self.encode(x), math.prod(self.grid))
+
+    def attention_maps(self, x: Tensor) -> Tensor:
+        """How much each token (row) takes from each other (column), in every block: `(depth, b, heads, m, m)`.
+
+        m are the tokens that the head chooses (`read(x).place` says which), its own `extra` ones first. Takes the
+        memory that the fused kernel saves.
+        """
+        with self.whole_attention() as kept, torch.no_grad():
+            self.encode(x)
+        return torch.stack(kept)
+
+    @contextmanager
+    def whole_attention(self) -> Iterator[list[Tensor]]:
+        """Inside, a forward pass computes all attention weights and appends each block's `(b, heads, m, m)`."""
+        before, self.checkpoint_activations = self.checkpoint_activations, False  # blocks run again would append again
+        try:
+            with keeping_weights(self.blocks) as kept:
+                yield kept
+        finally:
+            self.checkpoint_activations = before
 
     def owners(self, x: Tensor) -> Tensor:
         """The level that each token belongs to, by the mask channel: `(b, n)`, 0-7, see `heads.owners`."""
         return owners(labels_of(x[:, :, -1]), frame_patch=self.config["frame_patch"], patch=self.config["patch"])
 
     def start_from(self, logits: Tensor) -> None:
-        if self.config["head"] == "mask":
-            self.head.start_from(logits)
-        else:
-            self.head.bias.copy_(logits)
-
-
-def _most(wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """The wanted tokens of each study, as many columns as the study with most of them has: `(b, n)` -> two `(b, m)`.
-
-    First whether a column holds a wanted token, second the token's number. A study that wants none gets all, and so
-    does then every study.
-    """
-    wanted = wanted | ~wanted.any(dim=1, keepdim=True)
-    count = int(wanted.sum(dim=1).max())
-    chosen = torch.argsort(~wanted, dim=1, stable=True)[:, :count]
-    return wanted.gather(1, chosen), chosen
+        self.head.start_from(logits)
 
 
 def _divisors(n: int) -> str:
@@ -233,10 +290,13 @@ def _divisors(n: int) -> str:
 
 
 def _checked_size(config: dict) -> tuple[int, int]:
-    """(h, w), if every count is a positive integer and every patch and head divides its whole; else ModelError."""
-    mlp_ratio, dim = config["mlp_ratio"], config["dim"]
+    """(h, w), if every argument can be and every patch and head divides its whole; else ModelError."""
+    for name, table in (("stem", STEMS), ("position", POSITIONS), ("head", HEADS)):
+        known(f"ViT3D({name})", config[name], table)
+    mlp_ratio, dim, patch = config["mlp_ratio"], config["dim"], config["patch"]
     size = pair(config["size"])
-    check_counts("ViT3D", **{k: v for k, v in config.items() if k not in ("mlp_ratio", "stem", "position", "head")} | {"size": size})
+    words = ("mlp_ratio", "stem", "position", "head")
+    check_counts("ViT3D", **{k: v for k, v in config.items() if k not in words} | {"size": size})
     if not isinstance(mlp_ratio, int | float) or not math.isfinite(mlp_ratio) or int(dim * mlp_ratio) < 1:
         expected = "a number that leaves at least one inner feature"
         raise refused("ViT3D", "mlp_ratio", found=repr(mlp_ratio), expected=expected)
@@ -249,4 +309,13 @@ def _checked_size(config: dict) -> tuple[int, int]:
         if n % config[part]:
             found = f"{part}={config[part]}, which does not divide {n} {whole}"
             raise refused("ViT3D", part, found=found, expected=f"a divisor of {n}: {_divisors(n)}")
+    if config["stem"] == "conv" and not ConvStem.fits(patch):
+        fitting = [p for p in range(4, min(size) + 1) if ConvStem.fits(p) and not size[0] % p and not size[1] % p]
+        expected = f"a power of two from 4 on that divides {size[0]} rows and {size[1]} columns: "
+        expected += ", ".join(map(str, fitting)) if fitting else 'there is none, so take stem="linear"'
+        raise refused("ViT3D", "patch", found=f'patch={patch} with stem="conv"', expected=expected)
+    if config["head"] == "mask" and (config["channels"] < 2 or config["targets"] != len(TARGETS)):
+        found = f'head="mask" with channels={config["channels"]} and targets={config["targets"]}'
+        expected = f"2 channels or more, the last one the mask, and the {len(TARGETS)} targets of anatomy.TARGETS"
+        raise refused("ViT3D", "head", found=found, expected=expected)
     return size

@@ -81,6 +81,7 @@ def compete(
     *,
     files: int,
     repeats: int,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Contest:
     """Let jobs take turns: once to warm the cache and to check the result, then `repeats` times on the clock.
 
@@ -91,12 +92,13 @@ def compete(
     ----------
     jobs : name -> job; the first must succeed, another one that raises is out and its fault is kept
     check : (name, result) -> what is wrong with the result, "" if nothing
+    clock : seconds from some moment on
     """
     contest = Contest(title, files, seconds={name: [] for name in jobs})
     for run in range(repeats + 1):
         names = list(contest.seconds)
         for name in random.Random(run).sample(names, len(names)):
-            started = time.perf_counter()
+            started = clock()
             try:
                 result = jobs[name]()
             except Exception as error:  # a peer may fail in its own way on a form that it does not know
@@ -105,7 +107,7 @@ def compete(
                 contest.faults[name] = " ".join(f"cannot read it: {type(error).__name__} {error}".split())[:120]
                 del contest.seconds[name]
                 continue
-            seconds = time.perf_counter() - started
+            seconds = clock() - started
             if run:
                 contest.seconds[name].append(seconds)
             elif fault := check(name, result):
@@ -175,17 +177,17 @@ def print_peak(name: str, folder: Path) -> None:
     """The child of `peak_bytes`."""
     reader = next(reader for reader in READERS if reader.name == name)
     paths = _head_to_feet(folder)
-    before = _peak(start=True)
+    before = peak(start=True)
     result = reader.read(folder, paths)
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * _RSS_UNIT
-    print(max(_peak() - before, children))
+    print(max(peak() - before, children))
     del result
 
 
 _RSS_UNIT = 1 if sys.platform == "darwin" else 1024
 
 
-def _peak(start: bool = False) -> int:
+def peak(start: bool = False) -> int:
     """Peak resident bytes of this process. Linux counts from `start` on; elsewhere imports may hide a little of it.
 
     ru_maxrss will not do where /proc is: a child inherits there the peak of the process that started it.
