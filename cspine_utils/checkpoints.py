@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cspine_utils.errors import TrainingError
 
@@ -162,7 +162,8 @@ def load_matching(model: nn.Module, path: str | os.PathLike) -> Loaded:
 
     Raises TrainingError if the file is no checkpoint of ours or if nothing fits.
     """
-    weights, own = _read(Path(path))["model"], model.state_dict()
+    own = model.state_dict()
+    weights = {name: value for name, value in _read(Path(path))["model"].items() if isinstance(value, Tensor)}
     fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
     unused = {
         name: f"{tuple(value.shape)}, the model has {tuple(own[name].shape)}" if name in own else "the model has none"

@@ -49,7 +49,8 @@ def batches(
     accumulate: int = 1,
     rank: int = 0,
     world: int = 1,
-    augment: Callable[[Tensor], Tensor] | None = None,
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Iterator[Batch]:
     """The studies in the given order, `batch_size` a pass over all processes, this process's share of each.
 
@@ -68,7 +69,7 @@ def batches(
             x = torch.stack([torch.as_tensor(x, dtype=torch.float32) for x, _ in pairs]).to(device)
             y = torch.stack([objective.target(y, i) for i, (_, y) in zip(items, pairs, strict=True)]).to(device)
             if augment is not None:
-                x = augment(x)
+                x = augment(x, generator)
             x, y = objective.prepare(x, y)
         yield Batch(
             where,

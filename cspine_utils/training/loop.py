@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
@@ -33,9 +33,13 @@ class Loop:
         self.model, self.run, self.objective, self.fabric = model, run, objective, fabric
         self.augment, self.order = augment, order
         self.seed, self.batch_size = run.settings["seed"], run.settings["batch_size"]
-        self.answers, self.optimizer = fabric.setup(processes.Answers(model, objective), run.optimizer)
+        self.wrapped, self.optimizer = fabric.setup(processes.Answers(model, objective), run.optimizer)
         self.device = fabric.device
         self.cuda = [self.device] if self.device.type == "cuda" else []
+
+    def answers(self, x: Tensor) -> Tensor:
+        """Logits of the objective, in the run's precision."""
+        return self.wrapped(processes.AsItIs(x))
 
     def untrained(self, train: Dataset, base_rates) -> dict:
         """Epoch 0: a look at the training studies, and a note for what they cannot teach."""
@@ -54,15 +58,14 @@ class Loop:
         order = epoch_order(train, self.order, stream_seed(self.seed, epoch, ORDER))
         if world > 1:  # the order was one for all; dropout must not be the same in all
             torch.manual_seed(stream_seed(self.seed, epoch, RANK, rank))
-        augment = None
-        if self.augment is not None:
-            generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, epoch, AUGMENT, rank))
-            augment = lambda x: self.augment(x, generator)  # noqa: E731
-        self.answers.train()
+        generator = torch.Generator(self.device).manual_seed(stream_seed(self.seed, epoch, AUGMENT, rank))
+        self.wrapped.train()
+        self.optimizer.zero_grad(set_to_none=True)  # an interrupted run may have left half a step's gradient
         total, step, largest = 0.0, 0, 0.0
         for batch in batches(
             train, order, self.batch_size, self.objective, self.device, during=f"epoch {epoch}",
-            accumulate=wanted["accumulate"], rank=rank, world=world, augment=augment,
+            accumulate=wanted["accumulate"], rank=rank, world=world,
+            augment=self.augment, generator=generator,
         ):  # fmt: skip
             total += self._forward_and_back(batch) * batch.count
             if not batch.ends_step:
@@ -71,7 +74,7 @@ class Loop:
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
             limit = math.inf if wanted["clip"] is None else wanted["clip"]
-            norm = nn.utils.clip_grad_norm_(self.answers.parameters(), limit)
+            norm = nn.utils.clip_grad_norm_(self.wrapped.parameters(), limit)
             largest = max(largest, trouble.check_gradient(norm, wanted["clip"], batch.where))
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
@@ -84,7 +87,7 @@ class Loop:
         """Add a batch's share of the step's gradient; returns its loss, mean over its studies."""
         smoothing = self.run.settings["label_smoothing"]
         # Gradients are averaged over processes once, with the last pass of a step.
-        waiting = nullcontext() if batch.ends_step else self.fabric.no_backward_sync(self.answers)
+        waiting = nullcontext() if batch.ends_step else self.fabric.no_backward_sync(self.wrapped)
         with trouble.out_of_memory_told(batch.where, self.batch_size), waiting:
             logits = trouble.check_logits(self.answers(batch.x), batch.x, batch.y, batch.where, self.objective)
             loss = self.objective.loss(logits, batch.y)

@@ -5,7 +5,10 @@ fabric is imported when a training starts: it takes over a second, and a page th
 
 from __future__ import annotations
 
+import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +17,25 @@ from cspine_utils.errors import ParameterError
 from cspine_utils.objectives import Objective
 
 
+class AsItIs:
+    """A batch that fabric must not touch: with bf16-mixed it would round images to bfloat16 at the door.
+
+    Eight bits hold neither the HU of the bone window nor a mask's label; autocast rounds where products are made.
+    """
+
+    def __init__(self, x: Tensor):
+        self.x = x
+
+
 class Answers(nn.Module):
-    """x -> logits of the objective, as one forward pass: what fabric wraps in autocast, and in DDP for processes."""
+    """Images -> logits of the objective, as one forward pass: what fabric wraps in autocast, and in DDP."""
 
     def __init__(self, model: nn.Module, objective: Objective):
         super().__init__()
         self.model, self.objective = model, objective
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.objective.answer(self.model, x)
+    def forward(self, images: AsItIs) -> Tensor:
+        return self.objective.answer(self.model, images.x)
 
 
 def fabric_for(model: nn.Module, precision: str, fabric=None):
@@ -49,9 +62,22 @@ def fabric_for(model: nn.Module, precision: str, fabric=None):
         nodes, strategy = int(os.environ["WORLD_SIZE"]) // here, "ddp"
     else:
         here, nodes, strategy = 1 if device.type == "cpu" else [device.index or 0], 1, "auto"
-    fabric = Fabric(accelerator=device.type, devices=here, num_nodes=nodes, strategy=strategy, precision=precision)
-    fabric.launch()
+    with _quiet():
+        fabric = Fabric(accelerator=device.type, devices=here, num_nodes=nodes, strategy=strategy, precision=precision)
+        fabric.launch()
     return fabric
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without fabric's announcements on stderr; its warnings stay."""
+    logger = logging.getLogger("lightning_fabric")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def gather(fabric, part) -> list:
