@@ -4,9 +4,6 @@ import copy
 import json
 import math
 import os
-import signal
-import subprocess
-import sys
 
 import numpy as np
 import pandas as pd
@@ -345,20 +342,6 @@ def test_killed_at_any_file_it_goes_on_to_the_same_end(undisturbed, tmp_path, mo
         fit(out)
         assert same_runs(undisturbed[0], out), n
         assert not list(out.glob("*.partial"))
-
-
-def test_killed_by_the_system_it_goes_on_to_the_same_end(undisturbed, tmp_path):
-    """SIGKILL, from which no clean-up code saves a process, in the middle of epoch 2."""
-    child = (
-        "import os, signal, sys; sys.path.insert(0, sys.argv[1]); from pathlib import Path; import test_training as t\n"
-        "kill = lambda: os.kill(os.getpid(), signal.SIGKILL)\n"
-        "t.fit(Path(sys.argv[2]), train=t.Killed(5, 1, 13, kill))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", child, os.path.dirname(__file__), str(tmp_path)], capture_output=True)
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    _, again = fit(tmp_path)
-    assert again.resumed_from == 1
-    assert same_runs(undisturbed[0], tmp_path)
 
 
 def test_a_finished_run_is_not_trained_again(undisturbed, tmp_path):

@@ -246,7 +246,11 @@ def test_an_objective_prepares_answers_and_reports(tmp_path):
         seen.append((y, logits))
         return {"mean_logit": logits.mean()}
 
-    options = dict(train=data, validation=held_out, objective=EVIDENCE, augment=Shaken(0.1), measure=measure, epochs=2)
+    def augment(x, generator):  # moves the targets with the image: they are still there
+        assert x.shape[2] == 3
+        return x.roll(1, dims=1)
+
+    options = dict(train=data, validation=held_out, objective=EVIDENCE, augment=augment, measure=measure, epochs=2)
     _, result = fit(tmp_path, net=net, label_smoothing=0.1, **options)
     y, p = training.predict(net, held_out, 2, EVIDENCE)
     np.testing.assert_array_equal(y, held_out.y)
@@ -349,7 +353,17 @@ def test_settings_out_of_range_are_refused(tmp_path, changes):
     assert not (tmp_path / "run").exists()
 
 
-# ---- start from another run
+# ---- start from another run, or beside one
+
+
+def test_a_second_process_reads_a_run_and_writes_none(tmp_path):
+    fit(tmp_path, epochs=1)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    beside = checkpoints.Run(tmp_path, saved(tmp_path, "last.pt")["settings"], model(dropout=0.2), writes=False)
+    assert beside.resume() == 1
+    beside.record(epoch=2, train_loss=0.0, validation_loss=0.0, seconds=0.0)
+    beside.go_to_best(lambda: 0.25)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_weights_that_fit_are_taken_and_the_others_named(tmp_path):
