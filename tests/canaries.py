@@ -194,7 +194,7 @@ CANARIES = [
     Canary(
         "the last epoch passes for the best",
         "cspine_utils/checkpoints.py",
-        'return min(trained, key=lambda row: row["validation_loss"])',
+        "return min(trained, key=lambda row: math.inf if math.isnan(row[judged]) else row[judged])",
         "return trained[-1]",
         "test_training.py",
     ),
