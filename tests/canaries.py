@@ -123,9 +123,9 @@ CANARIES = [
     ),
     Canary(
         "the index wraps at the border of the neck",
-        "cspine_utils/stacks.py",
-        "np.clip(centres + offset, 0, len(hu) - 1)",
-        "(centres + offset) % len(hu)",
+        "cspine_utils/stacks/slices.py",
+        "np.clip(centres + offset, 0, count - 1)",
+        "(centres + offset) % count",
         "test_stacks.py",
     ),
     Canary(
