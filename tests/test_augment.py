@@ -151,8 +151,10 @@ def test_a_cut_out_hides_what_is_in_it():
     assert gone[2:5, :12, 18:].all() and torch.equal(out[0, 2], study[0, 2]) and torch.equal(out[5, 2], study[5, 2])
     assert torch.equal(out[1, 4], out[2, 2]), "slice 4 is channel 4 of frame 1"
     assert torch.equal(out[:, 5], study[:, 5])
-    hidden = augment.cut_out(study, (0.3, 0.3, 0.0), (0.5, 0.5, 0.5))
-    assert study[:, 6].sum() == 16 and hidden[:, 6].sum() < 16
+    study[:, 6] = 1
+    known = augment.cut_out(study, (0.5, 0.0, 1.0), (0.5, 0.5, 0.4))[:, 6]
+    assert torch.equal(known == 0, gone & (torch.arange(30) >= 18) & (torch.arange(24) < 12)[:, None])
+    assert known[[0, 1, 5]].all() and not known[2:5, :12, 18:].any()
 
 
 def test_unknown_evidence_stays_unknown():

@@ -39,7 +39,7 @@ def run(child, dataset, store, *, die_at=None, kill_after=None) -> int:
 
 
 def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".locks"}
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def check(dataset, store, undisturbed) -> int:

@@ -41,14 +41,14 @@ def test_fingerprint_tells_equal_data_from_other_data(rsna_folder, store):
         stacks.StackDataset(store, relabelled).fingerprint,
         stacks.StackDataset(store, labels, window="soft").fingerprint,
         stacks.StackDataset(store, labels, blank_mask=True).fingerprint,
+        stacks.StackDataset(store, labels, evidence=True).fingerprint,
     ]
-    assert len(set(fingerprints)) == 6
+    assert len(set(fingerprints)) == 7
     assert stacks.StackDataset(store, labels.copy()).fingerprint == fingerprints[0]
 
 
 def contents(folder):
-    """Every file with its bytes; the locks, which are empty, belong to nobody's data."""
-    return {p.name: p.read_bytes() for p in folder.iterdir() if p.name != ".locks"}
+    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def names(*studies):
@@ -95,7 +95,7 @@ def test_a_damaged_store_is_said_when_loading(rsna_folder, store, ending):
     samples = stacks.StackDataset(store, dataset.labels.iloc[:1])
     path = store / f"{dataset.studies[0]}.{ending}"
     content = path.read_bytes()
-    heading = 54 if ending == "json" else 120
+    heading = 46 if ending == "json" else 120
     damaged = [content[:-3], content[:40], b"", content[9:]] + [
         content[:at] + bytes([content[at] ^ bit]) + content[at + 1 :] for at in range(heading) for bit in (1, 64)
     ]
@@ -187,7 +187,7 @@ def test_files_say_what_they_are_made_of(rsna_folder, store):
     hu, labels = stacks.resample_slices(volume, mask, 12, 8, 5.0)
     assert isinstance(stored.hu, np.memmap) and np.array_equal(stored.hu, hu) and np.array_equal(stored.labels, labels)
     geometry = stored.facts["geometry"]
-    assert np.array_equal(geometry["positions"], stacks.cervical_slices(mask, 12))
+    assert np.array_equal(stored.positions, stacks.cervical_slices(mask, 12))
     assert geometry["pixel_mm"] == pytest.approx([5 / 8, 5 / 8]) and geometry["source_shape"] == [12, 9, 11]
     assert geometry["slice_mm"] == pytest.approx(9 / 11 * 1.5) and np.allclose(geometry["source_affine"], volume.affine)
     place = geometry["rows"]["start"] + geometry["rows"]["step"] * 4  # the middle of the square
@@ -254,7 +254,7 @@ def test_a_study_without_a_label_map_is_skipped_or_taken_whole(tmp_path, store):
     assert row["status"] == "made" and row["reason"] == "no label map: all slices and the whole field of view"
     stored, volume = stacks.open_study(store, dataset.studies[0]), neck_volume(seed=4)
     assert stored.facts["notes"] == [row["reason"]] and not stored.labels.any() and stored.hu.shape == (23, 8, 8)
-    assert stored.facts["geometry"]["positions"] == np.arange(0, 11.5, 0.5).tolist()
+    assert stored.positions.tolist() == np.arange(0, 11.5, 0.5).tolist()
     assert stored.facts["geometry"]["pixel_mm"] == pytest.approx([9 * 0.7 / 8, 11 * 0.6 / 8])
     between = volume.hu[4:6].mean(axis=0, dtype=np.float32)
     size = {"size": (8, 8), "mode": "bilinear", "antialias": True}
@@ -288,7 +288,7 @@ def test_necks_that_are_cut_off_say_so(tmp_path, store):
     row, stored, _, mask = prepared(tmp_path / "low", store, kept=slice(3, None))  # C1 is gone, C2 partly
     assert mask[0].max() == 2 and row["status"] == "made"
     assert row["reason"] == "the label map shows no C1; the scan begins within C2"
-    assert stored.facts["geometry"]["positions"][0] == 0
+    assert stored.positions[0] == 0
     (tmp_path / "high").mkdir()
     row, _, _, _ = prepared(tmp_path / "high", store, kept=slice(None, 9))
     assert row["reason"] == "the label map shows no C7; the scan ends within C6"
@@ -305,7 +305,7 @@ def test_boxes_lie_on_the_slices_and_pixels_of_their_files(tmp_path, store, feet
     row, stored, volume, mask = prepared(tmp_path, store, count=20, field_mm=6.0, feet_first=feet_first, boxes=boxes)
     ((place, x, y, width, height),) = stored.facts["boxes"]
     geometry = stored.facts["geometry"]
-    assert np.interp(place, range(20), geometry["positions"]) == pytest.approx(5, abs=1e-3)
+    assert np.interp(place, range(20), stored.positions) == pytest.approx(5, abs=1e-3)
     assert (width, height) == pytest.approx((3 * 0.6 * 8 / 6, 2.5 * 0.7 * 8 / 6), abs=1e-3)
     rows, columns = geometry["rows"], geometry["columns"]
     assert columns["start"] + columns["step"] * x == pytest.approx(2.0, abs=1e-3)
@@ -319,7 +319,7 @@ def brute_evidence(stored, boxes, mask_ids):
     geometry = stored.facts["geometry"]
     out = np.zeros((len(stored), *stored.hu.shape[1:]), np.float32)
     for frame, row, column in np.ndindex(*out.shape):
-        d = geometry["positions"][2 * frame]
+        d = stored.positions[2 * frame]
         h = geometry["rows"]["start"] + geometry["rows"]["step"] * (row + 0.5)
         w = geometry["columns"]["start"] + geometry["columns"]["step"] * (column + 0.5)
         for x, y, width, height, number in boxes:

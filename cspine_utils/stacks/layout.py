@@ -14,7 +14,7 @@ from numbers import Real
 
 import numpy as np
 
-from cspine_utils.anatomy import CERVICAL_IDS, LABEL_NAMES, LEVELS
+from cspine_utils.anatomy import CERVICAL_IDS, LEVELS
 from cspine_utils.errors import StackError
 from cspine_utils.volume import Volume
 
@@ -126,7 +126,7 @@ def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
     StackError : the mask shows none of C1-C7, or on one slice only
     """
     check_count(count)
-    shown = _slices_of(mask)
+    shown = np.flatnonzero(_levels_by_slice(mask).any(axis=1))
     if len(shown) == 0 or shown[0] == shown[-1]:
         raise StackError(
             "mask",
@@ -139,11 +139,12 @@ def cervical_slices(mask: np.ndarray, count: int = 2 * FRAMES) -> np.ndarray:
 
 def what_is_missing(mask: np.ndarray) -> list[str]:
     """What a mask does not show of C1-C7, in words: levels without a label, levels that the scan cuts off."""
-    present = [LABEL_NAMES[i] for i in np.unique(mask) if i in CERVICAL_IDS]
-    notes = [f"the label map shows no {', '.join(absent)}"] if (absent := _without(LEVELS, present)) else []
-    for edge, word in ((mask[0], "begins"), (mask[-1], "ends")):
-        cut = [LABEL_NAMES[i] for i in np.unique(edge) if i in CERVICAL_IDS]
-        notes += [f"the scan {word} within {', '.join(cut)}"] if cut else []
+    shown = _levels_by_slice(mask)
+    notes = []
+    if not shown.any(axis=0).all():
+        notes.append(f"the label map shows no {_names(~shown.any(axis=0))}")
+    for edge, word in ((shown[0], "begins"), (shown[-1], "ends")):
+        notes += [f"the scan {word} within {_names(edge)}"] if edge.any() else []
     return notes
 
 
@@ -189,9 +190,14 @@ def pair(size, default) -> tuple[int, int]:
     return int(both[0]), int(both[1])
 
 
-def _slices_of(mask: np.ndarray) -> np.ndarray:
-    return np.flatnonzero(np.isin(mask, CERVICAL_IDS).any(axis=(1, 2)))
+def _levels_by_slice(mask: np.ndarray) -> np.ndarray:
+    """Whether each slice shows each of C1-C7: bool `(d, 7)`. Most voxels are 0, and are looked at once."""
+    shown = np.zeros((len(mask), len(LEVELS)), dtype=bool)
+    for plane, levels in zip(mask, shown, strict=True):
+        counts = np.bincount(plane[plane > 0], minlength=CERVICAL_IDS.stop)
+        levels[:] = counts[CERVICAL_IDS.start : CERVICAL_IDS.stop] > 0
+    return shown
 
 
-def _without(names, others) -> list[str]:
-    return [name for name in names if name not in others]
+def _names(levels: np.ndarray) -> str:
+    return ", ".join(name for name, there in zip(LEVELS, levels, strict=True) if there)

@@ -49,19 +49,21 @@ def slices_at(volume: Volume, layout: Layout) -> np.ndarray:
         if is_whole:
             plane = _resize(_between(volume.hu, position), hu.shape[1:])
         else:
-            seen = _between(volume.hu[:, seen_rows, seen_columns], position) - AIR_HU
+            seen = _between(volume.hu[:, seen_rows, seen_columns], position) - np.float32(AIR_HU)
             plane = across_rows @ seen @ across_columns.T + AIR_HU
-        hu[i] = np.rint(plane)
+        hu[i] = plane if plane.dtype == hu.dtype else np.rint(plane)
     return hu
 
 
 def labels_at(mask: np.ndarray, layout: Layout) -> np.ndarray:
     """Labels of a mask at the places of a layout, each of the nearest voxel: uint8 `(count, h, w)`."""
-    nearest = np.floor(layout.positions + 0.5).astype(int)
-    (rows, row_inside), (columns, column_inside) = (_nearest(axis) for axis in (layout.rows, layout.columns))
-    labels = mask[nearest].take(rows, axis=1).take(columns, axis=2)
-    labels[:, ~row_inside] = 0
-    labels[:, :, ~column_inside] = 0
+    labels = mask[np.floor(layout.positions + 0.5).astype(int)]
+    for number, axis in ((1, layout.rows), (2, layout.columns)):
+        if axis.is_whole and axis.pixels == axis.source:
+            continue
+        index = np.floor(axis.centres()).astype(int)  # of the pixel that holds the centre
+        labels = labels.take(index.clip(0, axis.source - 1), axis=number)
+        labels[(slice(None),) * number + ((index < 0) | (index >= axis.source),)] = 0
     return labels
 
 
@@ -116,8 +118,10 @@ def six_channel(volume: Volume, mask: np.ndarray, frames: int = FRAMES, size=Non
 
 
 def _between(hu: np.ndarray, position: float) -> np.ndarray:
-    """The plane at a position between two slices, float32."""
+    """The plane at a position between two slices, float32; a stored slice as it is, int16."""
     below = int(position)
+    if below == position:
+        return hu[below]
     share = np.float32(position - below)
     return hu[below] * (1 - share) + hu[min(below + 1, len(hu) - 1)] * share
 
@@ -138,15 +142,9 @@ def _weights(axis: Axis) -> tuple[slice, np.ndarray]:
     return part, weights[:, inside].astype(np.float32)
 
 
-def _nearest(axis: Axis) -> tuple[np.ndarray, np.ndarray]:
-    """Index of the volume's pixel that holds each pixel's centre, and whether there is one."""
-    index = np.floor(axis.centres()).astype(int)
-    return index.clip(0, axis.source - 1), (index >= 0) & (index < axis.source)
-
-
 def _resize(image: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
     """Linear with antialiasing: a plain linear resize of 512 to 64 pixels would skip most of the thin cortex."""
     if image.shape == shape:
         return image
-    tensor = torch.from_numpy(image)[None, None]
+    tensor = torch.from_numpy(image.astype(np.float32, copy=False))[None, None]
     return F.interpolate(tensor, size=shape, mode="bilinear", antialias=True, align_corners=False)[0, 0].numpy()

@@ -59,6 +59,12 @@ class Stored:
     def _shown(self) -> np.ndarray:
         return shown_slices(len(self.hu))
 
+    @property
+    def positions(self) -> np.ndarray:
+        """Where the slices lie: float64 `(count,)`, in slice indices from 0 of the volume."""
+        geometry = self.facts["geometry"]
+        return np.linspace(geometry["first_slice"], geometry["last_slice"], len(self.hu))
+
     def frame(self, index: int) -> np.ndarray:
         """Six channels of one frame in HU and label ids: float32 `(6, h, w)`."""
         out = np.empty((CHANNELS, *self.hu.shape[1:]), dtype=np.float32)
@@ -115,7 +121,10 @@ def read_facts(store: Path, study: str) -> dict | None:
         right = facts["version"] == VERSION and facts["study"] == study
         shape, geometry = facts["shape"], facts["geometry"]
         right &= (
-            len(shape) == 3 and min(shape) > 0 and len(geometry["positions"]) == shape[0] and geometry["slice_step"] > 0
+            len(shape) == 3
+            and min(shape) > 0
+            and geometry["last_slice"] > geometry["first_slice"]
+            and geometry["slice_step"] > 0
         )
         right &= all(len(box) == 5 for box in facts["boxes"]) and isinstance(facts["boxes_known"], bool)
         return facts if right and isinstance(facts["source"], str) and isinstance(facts["notes"], list) else None
@@ -158,14 +167,27 @@ def _mapped(path: Path, name: str, facts: dict) -> np.ndarray:
 @contextlib.contextmanager
 def locked(store: Path, study: str) -> Iterator[None]:
     """Nobody else writes this study meanwhile. Waits for whoever does; the lock of a killed process is free."""
-    (store / ".locks").mkdir(exist_ok=True)
-    descriptor = os.open(store / ".locks" / study, os.O_RDWR | os.O_CREAT, 0o666)
+    path = store / f".{study}.lock"
+    descriptor = _lock(path)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        for path in (store / name for name in _files(study)):  # of a killed run: nobody writes them now
-            _temporary(path).unlink(missing_ok=True)
+        for name in _files(study):  # of a killed run: nobody writes them now
+            _temporary(store / name).unlink(missing_ok=True)
         yield
     finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _lock(path: Path) -> int:
+    """A descriptor that holds the lock of the file that is at this path now."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        try:
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        except FileNotFoundError:
+            pass  # its last holder has taken it away meanwhile
         os.close(descriptor)
 
 
@@ -202,7 +224,7 @@ def replace_file(path: Path, content) -> None:
     try:
         with open(temporary, "wb") as file:
             if isinstance(content, dict):
-                file.write(json.dumps(content, indent=1).encode() + b"\n")
+                file.write(json.dumps(content, separators=(",", ":")).encode() + b"\n")
             else:
                 np.lib.format.write_array(file, np.ascontiguousarray(content), allow_pickle=False)
         os.replace(temporary, path)
