@@ -10,6 +10,7 @@ import time
 import numpy as np
 import pytest
 from conftest import ROOT
+from stacks_studies import contents
 
 from cspine_utils import stacks
 from cspine_utils.rsna import RsnaDataset
@@ -36,10 +37,6 @@ def run(child, dataset, store, *, die_at=None, kill_after=None) -> int:
     child.stdin.write(json.dumps(order | {"die_at": die_at, "kill_after": kill_after}) + "\n")
     child.stdin.flush()
     return int(child.stdout.readline())
-
-
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
 
 
 def check(dataset, store, undisturbed) -> int:

@@ -1,31 +1,18 @@
 """Stores of prepared studies: what is in them, what keeps them consistent, and what is said when something is wrong."""
 
-import errno
-import threading
-
 import nibabel as nib
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from conftest import neck_mask, neck_volume, write_label_file, write_series
+from conftest import neck_mask, neck_volume
+from stacks_studies import ARGS, contents, names, prepared
 
 from cspine_utils import stacks
-from cspine_utils.anatomy import TARGETS
 from cspine_utils.dicom import read_series
 from cspine_utils.errors import ParameterError, StackError
 from cspine_utils.nifti import read_mask
 from cspine_utils.rsna import RsnaDataset
 from cspine_utils.screening import read_pair
-from cspine_utils.stacks import making
-from cspine_utils.stacks import store as files
-
-ARGS = {"size": 8, "count": 12, "progress": False}
-
-
-@pytest.fixture
-def store(tmp_path):
-    return tmp_path / "store"
 
 
 def test_fingerprint_tells_equal_data_from_other_data(rsna_folder, store):
@@ -45,14 +32,6 @@ def test_fingerprint_tells_equal_data_from_other_data(rsna_folder, store):
     ]
     assert len(set(fingerprints)) == 7
     assert stacks.StackDataset(store, labels.copy()).fingerprint == fingerprints[0]
-
-
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
-
-
-def names(*studies):
-    return {f"{study}.{ending}" for study in studies for ending in ("hu.npy", "mask.npy", "json")}
 
 
 def test_store_gives_back_the_studys_stack(rsna_folder, store):
@@ -193,7 +172,7 @@ def test_files_say_what_they_are_made_of(rsna_folder, store):
     place = geometry["rows"]["start"] + geometry["rows"]["step"] * 4  # the middle of the square
     shown = np.flatnonzero(((mask >= 1) & (mask <= 7)).any(axis=(0, 2)))
     assert place == pytest.approx((shown[0] + shown[-1] + 1) / 2)
-    assert stored.facts["settings"] == {"size": [8, 8], "count": 12, "field_mm": 5.0, "without_mask": "skip"}
+    assert stored.facts["settings"] == {"size": [8, 8], "count": 12, "field_mm": 5.0}
     assert stored.facts["study"] == study and stored.facts["notes"] == []
 
 
@@ -219,33 +198,6 @@ def test_frames_and_the_files_of_the_seed_are_the_stack(rsna_folder, store, tmp_
         stacks.export_seed_layout(store, "1.2.3", tmp_path / "seed")
 
 
-def make_study(root, *, shape=(12, 9, 11), kept=slice(None), mask=None, feet_first=False, with_map=True, boxes=()):
-    """One study, slices `kept` of `neck_volume`'s; boxes are (x, y, width, height, file number). C4 is fractured."""
-    study = "1.2.826.0.1.3680043.77"
-    whole = neck_volume(seed=4)
-    hu, mask = whole.hu[kept], (neck_mask(shape) if mask is None else mask)[kept]
-    volume = type(whole)(hu, whole.affine)
-    write_series(root / "train_images" / study, volume, feet_first=feet_first, study_uid=study, series_uid=study + ".1")
-    (root / "segmentations").mkdir(exist_ok=True)
-    if with_map:
-        write_label_file(root / "segmentations" / f"{study}.nii", mask, volume)
-    levels = {f"C{level}": int(level == 4 and bool(boxes is not None)) for level in range(1, 8)}
-    table = pd.DataFrame([{"StudyInstanceUID": study, "patient_overall": max(levels.values()), **levels}])
-    table.to_csv(root / "train.csv", index=False)
-    rows = [[study, *box] for box in boxes or ()]
-    columns = ["StudyInstanceUID", "x", "y", "width", "height", "slice_number"]
-    pd.DataFrame(rows, columns=columns).to_csv(root / "train_bounding_boxes.csv", index=False)
-    return RsnaDataset(root), study, volume, mask
-
-
-def prepared(root, store, count=12, **options):
-    """One study, made: (row of the report, Stored, volume, mask)."""
-    asked = {name: options.pop(name) for name in ("without_mask", "field_mm") if name in options}
-    dataset, study, volume, mask = make_study(root, **options)
-    row = stacks.prepare(dataset, store, **ARGS | {"count": count} | asked).loc[study]
-    return row, stacks.open_study(store, study) if row["status"] == "made" else None, volume, mask
-
-
 def test_a_study_without_a_label_map_is_skipped_or_taken_whole(tmp_path, store):
     row, stored, _, _ = prepared(tmp_path, store, with_map=False)
     assert row["status"] == "skipped" and "no label map" in row["reason"] and stored is None
@@ -263,6 +215,8 @@ def test_a_study_without_a_label_map_is_skipped_or_taken_whole(tmp_path, store):
     assert stacks.prepare(dataset, store, without_mask="whole", field_mm=4.0, **ARGS | {"count": 23}).iloc[
         0
     ].tolist() == ["kept", row["reason"]]
+    row = stacks.prepare(dataset, store, field_mm=4.0, **ARGS | {"count": 23}).iloc[0]
+    assert row["status"] == "skipped", "whoever did not ask for it does not get it from an earlier run"
     assert stored.evidence(["C4"]).shape == (12, 8, 8) and np.isnan(stored.evidence(["C4"])).all()
 
 
@@ -292,181 +246,3 @@ def test_necks_that_are_cut_off_say_so(tmp_path, store):
     (tmp_path / "high").mkdir()
     row, _, _, _ = prepared(tmp_path / "high", store, kept=slice(None, 9))
     assert row["reason"] == "the label map shows no C7; the scan ends within C6"
-
-
-# ---------------------------------------------------------------------------- boxes
-
-
-@pytest.mark.parametrize("feet_first", [False, True])
-def test_boxes_lie_on_the_slices_and_pixels_of_their_files(tmp_path, store, feet_first):
-    """Slice 5 of the volume is file 6, or file 7 of 12 where the files run feet -> head."""
-    file_number = 7 if feet_first else 6
-    boxes = [(2.0, 1.0, 3.0, 2.5, file_number)]
-    row, stored, volume, mask = prepared(tmp_path, store, count=20, field_mm=6.0, feet_first=feet_first, boxes=boxes)
-    ((place, x, y, width, height),) = stored.facts["boxes"]
-    geometry = stored.facts["geometry"]
-    assert np.interp(place, range(20), stored.positions) == pytest.approx(5, abs=1e-3)
-    assert (width, height) == pytest.approx((3 * 0.6 * 8 / 6, 2.5 * 0.7 * 8 / 6), abs=1e-3)
-    rows, columns = geometry["rows"], geometry["columns"]
-    assert columns["start"] + columns["step"] * x == pytest.approx(2.0, abs=1e-3)
-    assert rows["start"] + rows["step"] * y == pytest.approx(1.0, abs=1e-3)
-    assert stored.facts["boxes_known"] and row["reason"] == ""
-    assert [int(v) for v in np.unique(mask[5])] == [0, 3]
-
-
-def brute_evidence(stored, boxes, mask_ids):
-    """Voxel by voxel, from the volume's side: does the voxel's own place lie in a box, and is its label asked for?"""
-    geometry = stored.facts["geometry"]
-    out = np.zeros((len(stored), *stored.hu.shape[1:]), np.float32)
-    for frame, row, column in np.ndindex(*out.shape):
-        d = stored.positions[2 * frame]
-        h = geometry["rows"]["start"] + geometry["rows"]["step"] * (row + 0.5)
-        w = geometry["columns"]["start"] + geometry["columns"]["step"] * (column + 0.5)
-        for x, y, width, height, number in boxes:
-            inside = x <= w < x + width and y <= h < y + height and abs(d - (number - 1)) <= 0.5
-            if inside and stored.labels[2 * frame, row, column] in mask_ids:
-                out[frame, row, column] = 1
-    return out
-
-
-def test_evidence_is_what_lies_in_a_box_and_in_a_broken_vertebra(tmp_path, store):
-    boxes = [(2.0, 1.0, 2.4, 1.6, 6), (3.0, 0.0, 9.0, 9.0, 7), (0.0, 0.0, 20.0, 20.0, 9), (1.0, 1.0, 3.0, 3.0, 40)]
-    row, stored, _, mask = prepared(tmp_path, store, count=37, boxes=boxes)
-    assert row["reason"] == "boxes on slices without a file: 40" and len(stored.facts["boxes"]) == 3
-    for levels, ids in ((["C4"], {4}), (["C3", "C4"], {3, 4}), (["C6"], {6}), ([], set())):
-        expected = brute_evidence(stored, boxes[:3], ids)
-        assert np.array_equal(stored.evidence(levels), expected)
-        assert (expected.sum() > 0) == (levels not in (["C6"], [])) or levels == ["C6"]
-    labels = pd.DataFrame([[0, 0, 1, 1, 0, 0, 0, 1]], columns=list(TARGETS), index=[stored.study])
-    plain, y = stacks.StackDataset(store, labels)[0]
-    x, same = stacks.StackDataset(store, labels, evidence=True, blank_mask=True)[0]
-    assert x.shape == (19, 7, 8, 8) and torch.equal(y, same) and x.dtype == torch.float32
-    assert np.array_equal(x[:, 6].numpy(), brute_evidence(stored, boxes[:3], {3, 4})) and x[:, 6].sum() > 5
-    assert torch.equal(x[:, :5], plain[:, :5]) and len(x[:, 5].unique()) == 1, "a blank mask hides no evidence"
-
-
-def test_evidence_of_intact_studies_is_zero_and_of_others_unknown(rsna_folder, tmp_path, store):
-    dataset = RsnaDataset(rsna_folder)
-    stacks.prepare(dataset, store, **ARGS)
-    x, _ = stacks.StackDataset(store, dataset.labels.iloc[[0]], evidence=True)[0]
-    assert not stacks.open_study(store, dataset.studies[0]).facts["boxes"] and torch.equal(x[:, 6], x[:, 6] * 0)
-    root = tmp_path / "no_boxes"
-    root.mkdir()
-    row, stored, _, _ = prepared(root, store, boxes=())
-    assert row["status"] == "made" and stored.facts["boxes_known"] is False
-    x, _ = stacks.StackDataset(store, RsnaDataset(root).labels, evidence=True)[0]
-    assert x[:, 6].isnan().all() and not x[:, :6].isnan().any()
-
-
-def test_new_boxes_make_a_study_anew(rsna_folder, store):
-    stacks.prepare(RsnaDataset(rsna_folder), store, **ARGS)
-    fingerprint = stacks.StackDataset(store, RsnaDataset(rsna_folder).labels.iloc[:3]).fingerprint
-    path = rsna_folder / "train_bounding_boxes.csv"
-    path.write_text(path.read_text().replace("2.5,1.0", "2.5,1.5"))
-    dataset = RsnaDataset(rsna_folder)
-    assert stacks.prepare(dataset, store, **ARGS)["status"].tolist() == ["kept", "made", "kept", "skipped"]
-    assert stacks.StackDataset(store, dataset.labels.iloc[:3]).fingerprint != fingerprint
-
-
-# ---------------------------------------------------------------------------- what keeps it consistent
-
-
-def test_processes_and_dask_make_the_same_bytes(rsna_folder, tmp_path):
-    distributed = pytest.importorskip("distributed")
-    dataset = RsnaDataset(rsna_folder)
-    reports = [stacks.prepare(dataset, tmp_path / "here", **ARGS)]
-    reports.append(stacks.prepare(dataset, tmp_path / "processes", workers=1, **ARGS))
-    with distributed.Client(processes=False, n_workers=1, threads_per_worker=2, dashboard_address=None) as client:
-        reports.append(stacks.prepare(dataset, tmp_path / "dask", client=client, **ARGS))
-    expected = contents(tmp_path / "here")
-    assert len(expected) == 9
-    for folder, report in zip(("processes", "dask"), reports[1:], strict=True):
-        assert contents(tmp_path / folder) == expected and report.equals(reports[0])
-
-
-def full_disk(monkeypatch, after):
-    """Writing an array fails from the `after`-th on, when half of it is written."""
-    real, calls = np.lib.format.write_array, []
-
-    def write_array(file, array, **options):
-        calls.append(None)
-        if len(calls) > after:
-            file.write(b"\x93NUMPY half of it")
-            raise OSError(errno.ENOSPC, "No space left on device")
-        real(file, array, **options)
-
-    monkeypatch.setattr(np.lib.format, "write_array", write_array)
-
-
-@pytest.mark.parametrize("after", [2, 3])
-def test_a_full_disk_is_said_and_the_store_stays_consistent(rsna_folder, store, monkeypatch, after):
-    dataset = RsnaDataset(rsna_folder)
-    with monkeypatch.context() as patch:
-        full_disk(patch, after)
-        table = stacks.prepare(dataset, store, **ARGS)
-    assert table["status"].tolist() == ["made", "failed", "failed", "skipped"]
-    assert "found a full disk" in table["reason"].iloc[1] and "run stacks.prepare again" in table["reason"].iloc[1]
-    assert set(contents(store)) == names(dataset.studies[0])
-    assert stacks.prepare(dataset, store, **ARGS)["status"].tolist() == ["kept", "made", "made", "skipped"]
-    before = contents(store)
-    with monkeypatch.context() as patch:
-        full_disk(patch, after)
-        stacks.prepare(dataset, store, **ARGS | {"size": 9})
-    assert set(contents(store)) == names(dataset.studies[0]), "nothing of the old settings beside the new ones"
-    stacks.prepare(dataset, store, **ARGS)
-    assert contents(store) == before
-    with monkeypatch.context() as patch, pytest.raises(StackError, match="a full disk"):
-        full_disk(patch, after)
-        stacks.export_seed_layout(store, dataset.studies[0], store / "seed")
-    assert len(list((store / "seed").iterdir())) == after
-
-
-def test_a_study_that_became_unreadable_leaves_the_store(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    stacks.prepare(dataset, store, **ARGS)
-    path = next(dataset.series_dir(dataset.studies[2]).glob("7.dcm"))
-    path.write_bytes(path.read_bytes()[:-9])
-    table = stacks.prepare(dataset, store, **ARGS)
-    assert table["status"].tolist() == ["kept", "kept", "failed", "skipped"] and "7.dcm" in table["reason"].iloc[2]
-    assert set(contents(store)) == names(*dataset.studies[:2])
-
-
-def test_two_runs_at_once_share_the_work(rsna_folder, tmp_path, store, monkeypatch):
-    """A run that finds another one at a study waits for it and takes what that one has made."""
-    dataset = RsnaDataset(rsna_folder)
-    study = dataset.studies[0]
-    stacks.prepare(dataset, tmp_path / "other", studies=[study], **ARGS)
-    store.mkdir()
-    arrived, result, real = threading.Event(), [], making.locked
-
-    def locked(folder, name):
-        arrived.set()
-        return real(folder, name)
-
-    monkeypatch.setattr(making, "locked", locked)
-    second = threading.Thread(
-        target=lambda: result.append(stacks.prepare(dataset, store, studies=[study], workers=0, **ARGS))
-    )
-    with real(store, study):  # the first run
-        half = store / f".{study}.hu.npy.part"
-        half.write_bytes(b"half")
-        second.start()
-        assert arrived.wait(60)
-        second.join(0.2)
-        assert second.is_alive() and half.read_bytes() == b"half", "it waits and touches nothing"
-        half.unlink()
-        for path in (tmp_path / "other").glob("[!.]*"):
-            (store / path.name).write_bytes(path.read_bytes())
-    second.join(60)
-    assert result[0]["status"].tolist() == ["kept"] and contents(store) == contents(tmp_path / "other")
-
-
-def test_leftovers_of_a_killed_run_go(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    study = dataset.studies[0]
-    store.mkdir()
-    (store / f".{study}.mask.npy.part").write_bytes(b"half")
-    (store / f".{study}.9.mask.npy.part").write_bytes(b"of a study whose name begins alike, being written")
-    stacks.prepare(dataset, store, studies=[study], **ARGS)
-    assert set(contents(store)) == names(study) | {f".{study}.9.mask.npy.part"}
-    assert files.read_facts(store, study)["version"] == files.VERSION

@@ -22,7 +22,7 @@ from cspine_utils.volume import Volume
 from . import boxes
 from .layout import FRAMES, Layout, check_count, check_field, lay_out, pair, what_is_missing, whole_neck
 from .slices import labels_at, slices_at
-from .store import VERSION, forget, is_whole, locked, no_place, read_facts, write_study
+from .store import VERSION, forget, is_at_work, is_whole, locked, no_place, read_facts, write_study
 
 #: From so many studies on, starting processes (each loads torch) costs less than it saves.
 _PAYS_FROM = 48
@@ -37,7 +37,6 @@ class Settings:
     size: tuple[int, int] | None
     count: int
     field_mm: float | None
-    without_mask: str
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,14 @@ def prepare(
     StackError : size, count, field or folder that cannot be
     ParameterError : another `without_mask`, `workers` that cannot be
     """
-    settings = _settings(size, count, field_mm, without_mask)
+    settings = _settings(size, count, field_mm)
+    if without_mask not in ("skip", "whole"):
+        raise ParameterError(
+            "without_mask",
+            found=repr(without_mask),
+            expected="'skip' or 'whole'",
+            remedy="'whole' prepares studies without a label map from all their slices.",
+        )
     out = Path(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -114,7 +120,11 @@ def prepare(
     for study in studies:
         try:
             task = _task(dataset, study, out, settings)
-            rows[study] = _kept(task) or _not_wanted(task)
+            unwanted = task.mask_path is None and without_mask == "skip"
+            if unwanted:
+                rows[study] = ("skipped", _NO_MASK)
+            else:
+                rows[study] = None if is_at_work(out, study) else _kept(task)
             if rows[study] is None:
                 tasks.append(task)
         except CSpineError as error:
@@ -132,18 +142,11 @@ def prepare(
     return table
 
 
-def _settings(size, count, field_mm, without_mask) -> Settings:
+def _settings(size, count, field_mm) -> Settings:
     check_count(count)
     check_field(field_mm, size)
-    if without_mask not in ("skip", "whole"):
-        raise ParameterError(
-            "without_mask",
-            found=repr(without_mask),
-            expected="'skip' or 'whole'",
-            remedy="'whole' prepares studies without a label map from all their slices.",
-        )
     size = None if size is None else pair(size, None)
-    return Settings(size, int(count), None if field_mm is None else float(field_mm), without_mask)
+    return Settings(size, int(count), None if field_mm is None else float(field_mm))
 
 
 def _task(dataset, study: str, out: Path, settings: Settings) -> Task:
@@ -169,11 +172,6 @@ def _each(tasks: list[Task], workers: int | None, client):
 def _on_one_thread(task: Task) -> tuple[str, str]:
     torch.set_num_threads(1)  # there are as many processes as processors
     return _make(task)
-
-
-def _not_wanted(task: Task) -> tuple[str, str] | None:
-    skip = task.mask_path is None and task.settings.without_mask == "skip"
-    return ("skipped", _NO_MASK) if skip else None
 
 
 def _kept(task: Task) -> tuple[str, str] | None:

@@ -167,7 +167,7 @@ def _mapped(path: Path, name: str, facts: dict) -> np.ndarray:
 @contextlib.contextmanager
 def locked(store: Path, study: str) -> Iterator[None]:
     """Nobody else writes this study meanwhile. Waits for whoever does; the lock of a killed process is free."""
-    path = store / f".{study}.lock"
+    path = _lock_file(store, study)
     descriptor = _lock(path)
     try:
         for name in _files(study):  # of a killed run: nobody writes them now
@@ -176,6 +176,15 @@ def locked(store: Path, study: str) -> Iterator[None]:
     finally:
         path.unlink(missing_ok=True)
         os.close(descriptor)
+
+
+def is_at_work(store: Path, study: str) -> bool:
+    """Whether somebody writes this study, or was killed over it: only who gets its lock knows what is there."""
+    return _lock_file(store, study).exists()
+
+
+def _lock_file(store: Path, study: str) -> Path:
+    return store / f".{study}.lock"
 
 
 def _lock(path: Path) -> int:
