@@ -15,15 +15,17 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
 from cspine_utils import parallel, phantom, stacks
-from cspine_utils.anatomy import LEVELS, TARGETS
+from cspine_utils.anatomy import LABEL_IDS, LEVELS, TARGETS
 from cspine_utils.errors import ParameterError, StackError
 from cspine_utils.phantom.cohort import VERSION
+
+#: A piece of a crop shows its fracture if so many altered voxels (of about 1 mm3) are in it.
+ENOUGH_VOXELS = 20
 
 #: A fractured crop and its twin, in this order along a pair.
 BROKEN, INTACT = 0, 1
@@ -75,7 +77,9 @@ def render_crops(
     _claim(out, {"difficulty": difficulty, "seed": seed, "phantom": VERSION, **asdict(form)})
     numbers = [i for i in range(first, first + count) if not _file(out, i).is_file()]
     work = partial(_render_one, str(out), difficulty, seed, form)
-    bar = tqdm(total=count, initial=count - len(numbers), desc=f"crops, {difficulty}", unit="pair", disable=not progress)
+    bar = tqdm(
+        total=count, initial=count - len(numbers), desc=f"crops, {difficulty}", unit="pair", disable=not progress
+    )
     with bar:
         for number, result in parallel.each(work, numbers, workers=workers):
             if isinstance(result, parallel.Failure):
@@ -84,6 +88,31 @@ def render_crops(
                 )
             bar.update()
     return out
+
+
+@dataclass(frozen=True)
+class View:
+    """A piece of a pair of crops, the same of both twins, for one epoch.
+
+    Attributes
+    ----------
+    corner, frames, size : where it begins (frame, row, column) and how large it is
+    mirrored : left and right exchanged
+    gain, offset : HU are multiplied by one and raised by the other
+    """
+
+    corner: tuple[int, int, int]
+    frames: int
+    size: int
+    mirrored: bool = False
+    gain: float = 1.0
+    offset: float = 0.0
+
+    @property
+    def place(self) -> tuple[slice, slice, slice]:
+        """Of `(f, h, w)`."""
+        first, top, left = self.corner
+        return slice(first, first + self.frames), slice(top, top + self.size), slice(left, left + self.size)
 
 
 class TwinCrops(torch.utils.data.Dataset):
@@ -96,13 +125,22 @@ class TwinCrops(torch.utils.data.Dataset):
     ----------
     folder, numbers : the pairs to use
     window : a key of `stacks.WINDOWS`
-    twins_in_batch : `epoch_order` puts the two of a pair side by side; False shuffles all crops
+    closer : (frames, size) of the pieces that are looked at in training, None for whole crops. Half of them lie around a
+        broken voxel, half around any voxel of the vertebra. A piece costs a quarter of a crop and shows what matters.
+    twins : `epoch_order` puts the two of a pair side by side; False shuffles all crops
     voxels : False gives NaN instead of the altered voxels: the image label alone
+
+    Pieces, mirror images and brightness are drawn by `epoch_order`, which training calls at the start of an epoch. A set
+    for which it was never called shows whole crops as they are.
     """
 
-    def __init__(self, folder, numbers, *, window: str = "bone", twins_in_batch: bool = True, voxels: bool = True):
+    def __init__(
+        self, folder, numbers, *, window: str = "bone", closer: tuple[int, int] | None = None,
+        twins: bool = True, voxels: bool = True,
+    ):  # fmt: skip
         self.folder, self.numbers, self.window = Path(folder), list(numbers), window
-        self.twins_in_batch, self.voxels = twins_in_batch, voxels
+        self.closer, self.twins, self.voxels = closer, twins, voxels
+        self.views: dict[int, View] = {}
         absent = [i for i in self.numbers if not _file(self.folder, i).is_file()]
         if absent:
             raise StackError(
@@ -118,7 +156,8 @@ class TwinCrops(torch.utils.data.Dataset):
     @property
     def fingerprint(self) -> str:
         """Equal means equal data."""
-        facts = [(self.folder / "crops.json").read_text(), self.numbers, self.window, self.twins_in_batch, self.voxels]
+        made = (self.folder / "crops.json").read_text()
+        facts = [made, self.numbers, self.window, self.closer, self.twins, self.voxels]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     @property
@@ -127,37 +166,73 @@ class TwinCrops(torch.utils.data.Dataset):
         return np.repeat([number % len(LEVELS) for number in self.numbers], 2)
 
     @property
-    def broken(self) -> np.ndarray:
-        """1 for a broken crop, 0 for its twin."""
-        return np.tile([1, 0], len(self.numbers))
-
-    @property
     def patients(self) -> np.ndarray:
         """Number of the neck of each crop."""
         return np.repeat(self.numbers, 2)
 
     def epoch_order(self, generator: torch.Generator) -> list[int]:
-        """The order of one epoch: pairs in random order, or all crops."""
-        if not self.twins_in_batch:
-            return torch.randperm(len(self), generator=generator).tolist()
-        return [2 * i + side for i in torch.randperm(len(self.numbers), generator=generator).tolist() for side in (0, 1)]
+        """Draw what is seen of each pair in one epoch, and the order in which."""
+        rng = np.random.default_rng(int(torch.randint(2**62, (1,), generator=generator)))
+        self.views = {pair: self._draw_view(pair, rng) for pair in range(len(self.numbers))}
+        if not self.twins:
+            return rng.permutation(len(self)).tolist()
+        return [2 * int(pair) + side for pair in rng.permutation(len(self.numbers)) for side in (BROKEN, INTACT)]
 
     def __getitem__(self, index: int):
         pair, side = divmod(index, 2)
         number = self.numbers[pair]
-        hu, labels, altered = self._read(number)
-        stack = stacks.gather_six(hu[side], labels[side])
-        if side == INTACT:
-            altered = np.zeros_like(altered)
-        x = stacks.normalise(stack, self.window)
-        marked = altered.astype(np.float32) if self.voxels else np.full(altered.shape, np.nan, np.float32)
+        hu, labels, altered = self._read(pair)
+        view = self.views.get(pair) or View((0, 0, 0), *altered.shape[:2])
+        x = torch.from_numpy(_seen(hu[side], labels[side], view, self.window))
+        marked = torch.from_numpy(altered[view.place] * (side == BROKEN)).float()
+        if not self.voxels:
+            marked = torch.full_like(marked, torch.nan)
+        x = torch.cat([x, marked[:, None]], dim=1)
         y = torch.full((len(TARGETS),), torch.nan)
-        y[number % len(LEVELS)] = float(side == BROKEN)
-        return torch.from_numpy(np.concatenate([x, marked[:, None]], axis=1)), y
+        y[number % len(LEVELS)] = self._told(side, altered, labels[side], number, view)
+        return x.flip(-1) if view.mirrored else x, y
 
-    def _read(self, number: int):
-        with np.load(_file(self.folder, number)) as file:
+    def _told(self, side: int, altered, labels, number: int, view: View) -> float:
+        """0 or 1, or NaN where the piece shows too little of the fracture, or nothing of the vertebra, to tell."""
+        if side == INTACT:
+            shown = (labels[::2][view.place] == LABEL_IDS[LEVELS[number % len(LEVELS)]]).any()
+            return 0.0 if shown else float("nan")
+        seen = int(altered[view.place].sum())
+        return 1.0 if seen >= min(ENOUGH_VOXELS, int(altered.sum())) else float("nan")
+
+    def _draw_view(self, pair: int, rng: np.random.Generator) -> View:
+        _, labels, altered = self._read(pair)
+        changes = {"mirrored": bool(rng.random() < 0.5), "gain": float(rng.uniform(0.93, 1.07))}
+        changes["offset"] = float(rng.uniform(-40, 40))
+        if self.closer is None:
+            return View((0, 0, 0), *altered.shape[:2], **changes)
+        frames, size = self.closer
+        around = altered if rng.random() < 0.5 and altered.any() else None
+        if around is None:
+            around = labels[INTACT, ::2] == LABEL_IDS[LEVELS[self.numbers[pair] % len(LEVELS)]]
+        extent = np.array([frames, size, size])
+        places = np.argwhere(around)
+        middle = places[rng.integers(len(places))] + rng.integers(-(extent // 3), extent // 3 + 1)
+        corner = np.clip(middle - extent // 2, 0, np.array(altered.shape) - extent)
+        return View(tuple(int(c) for c in corner), frames, size, **changes)
+
+    def _read(self, pair: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        with np.load(_file(self.folder, self.numbers[pair])) as file:
             return file["hu"], file["labels"], file["altered"]
+
+
+def _seen(hu: np.ndarray, labels: np.ndarray, view: View, window: str) -> np.ndarray:
+    """The six channels of a view, as networks get them: hu and labels `(2 f, h, w)` -> float32 `(frames, 6, h, w)`."""
+    frames, rows, columns = view.place
+    # Two slices more on either side, repeated at the crop's own ends as a whole stack repeats its.
+    slices = np.clip(np.arange(2 * frames.start - 2, 2 * frames.stop + 2), 0, len(hu) - 1)
+    bright = stacks.scale_hu(hu[slices, rows, columns].astype(np.float32) * view.gain + view.offset, window)
+    named = stacks.scale_labels(labels[2 * frames.start : 2 * frames.stop : 2, rows, columns].astype(np.float32))
+    x = np.empty((view.frames, stacks.CHANNELS, view.size, view.size), dtype=np.float32)
+    for channel, offset in enumerate(stacks.NEIGHBOURS):
+        x[:, channel] = bright[2 + offset : 2 + offset + 2 * view.frames : 2]
+    x[:, -1] = named
+    return x
 
 
 def crop_of(rendered: phantom.Rendered, form: CropForm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -29,7 +29,6 @@ from cspine_utils.models.heads import HEADS, Read, owners
 from cspine_utils.models.stems import POSITIONS, STEMS, ConvStem, sincos_positions
 from cspine_utils.stacks import labels_of
 
-
 #: Size of the sines beside token vectors of size 1: larger ones drown what the box shows.
 _SINCOS_SIZE = 0.3
 

@@ -10,7 +10,7 @@ from .export import read_truth
 from .fractures import DIFFICULTIES, FRACTURE_TYPES, KINDS
 from .mimics import MIMICS
 from .patterns import level_patterns
-from .rendering import render, render_pair, render_vertebra, render_vertebra_pair
+from .rendering import render, render_neck, render_neck_pair, render_pair, render_vertebra, render_vertebra_pair
 from .scanner import KERNELS
 from .study import StudyPlan, draw_plan
 from .truth import Box, FractureTruth, Rendered
@@ -29,6 +29,8 @@ __all__ = [
     "level_patterns",
     "read_truth",
     "render",
+    "render_neck",
+    "render_neck_pair",
     "render_pair",
     "render_vertebra",
     "render_vertebra_pair",

@@ -22,6 +22,9 @@ from .truth import Rendered
 #: Middle of the crop around a vertebra, mm behind the body's centre (C1: behind the dens): its arch lies there.
 CROP_BACK_MM = 10.0
 
+#: How far C1-C7 reach from their centres along d, h, w: mm up and down, to the front and the back, to either side.
+NECK_MM = ((30.0, 32.0), (22.0, 68.0), (48.0, 48.0))
+
 
 def render(plan: StudyPlan, *, fractured: bool = True, noise: bool = True, device: str = "cpu") -> Rendered:
     """Compute the volume, labels and truth of a plan.
@@ -64,6 +67,32 @@ def render_vertebra(
         box, neighbours included; whether its break lies in the box is told by `altered` and `boxes`
     """
     return _crop(plan, level, box_mm, noise, device, fractured)[0]
+
+
+def render_neck(
+    plan: StudyPlan, *, fractured: bool = True, noise: bool = True, device: str = "cpu"
+) -> Rendered:  # fmt: skip
+    """The part of the scan that holds C1-C7, for half the price of all of it: before noise equal to that part of
+    `render(plan)`; the noise is drawn anew, with the same properties."""
+    return _neck(plan, noise, device, fractured)[0]
+
+
+def render_neck_pair(plan: StudyPlan, *, noise: bool = True, device: str = "cpu") -> tuple[Rendered, Rendered]:
+    """`render_neck` and its intact twin in one go; they share their noise."""
+    return _neck(plan, noise, device, True, twin=True)
+
+
+def _neck(plan: StudyPlan, noise: bool, device: str, fractured: bool, twin: bool = False):
+    """Everything within `NECK_MM` of the centres of C1-C7, as far as it was scanned."""
+    grid = plan.grid
+    centres = np.array([grid.index(grid.scanned(plan.spine.poses[level].centre)) for level in LEVELS])
+    reach = np.array(NECK_MM) / np.array(grid.spacing_mm)[:, None]  # (3, 2) voxels before and behind
+    first, last = centres.min(axis=0) - reach[:, 0], centres.max(axis=0) + reach[:, 1]
+    inside = tuple(
+        slice(int(np.clip(np.floor(a), 0, n)), int(np.clip(np.ceil(b), 0, n)))
+        for a, b, n in zip(first, last, grid.shape, strict=True)
+    )
+    return _pair(plan, grid.part(inside), noise, device, fractured, twin, salt=1 + len(LEVELS))
 
 
 def render_vertebra_pair(

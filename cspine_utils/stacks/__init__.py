@@ -9,11 +9,12 @@ export_seed_layout(out, study, folder)           the 105 files of the students' 
 """
 
 from .dataset import StackDataset, two_sets
+from .filling import store_study
 from .layout import FRAMES, Axis, Layout, cervical_slices, check_on_grid, lay_out
 from .making import prepare
 from .seed_layout import export_seed_layout
 from .slices import AIR_HU, CHANNELS, NEIGHBOURS, gather_six, resample_slices, shown_slices, six_channel
-from .store import Stored, open_study
+from .store import VERSION, Stored, open_study
 from .windows import MASK_SCALE, SLICE_SCALE, WINDOWS, apply_window, labels_of, normalise, scale_hu, scale_labels
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "MASK_SCALE",
     "NEIGHBOURS",
     "SLICE_SCALE",
+    "VERSION",
     "WINDOWS",
     "Axis",
     "Layout",
@@ -43,5 +45,6 @@ __all__ = [
     "scale_labels",
     "shown_slices",
     "six_channel",
+    "store_study",
     "two_sets",
 ]

@@ -20,9 +20,9 @@ from cspine_utils.screening import read_files
 from cspine_utils.volume import Volume
 
 from . import boxes
+from .filling import store_study
 from .layout import FRAMES, Layout, check_count, check_field, lay_out, pair, what_is_missing, whole_neck
-from .slices import labels_at, slices_at
-from .store import VERSION, forget, is_at_work, is_whole, locked, no_place, read_facts, write_study
+from .store import VERSION, forget, is_at_work, is_whole, locked, no_place, read_facts
 
 #: From so many studies on, starting processes (each loads torch) costs less than it saves.
 _PAYS_FROM = 48
@@ -198,25 +198,12 @@ def _made(task: Task) -> tuple[str, str]:
     forget(task.store, task.study)  # what cannot be made anew must not stay as it was
     volume, mask, layout, notes = _read(task)
     placed, lost = boxes.in_volume(volume, task.series_dir, task.boxes) if task.boxes else (np.empty((0, 5)), [])
-    in_stack = boxes.in_stack(placed, layout)
-    if len(in_stack) < len(placed):
-        notes = [*notes, f"{len(placed) - len(in_stack)} of {len(task.boxes)} boxes lie outside of the stack"]
-    hu = slices_at(volume, layout)
-    labels = np.zeros(hu.shape, dtype=np.uint8) if mask is None else labels_at(mask, layout)
-    notes += lost
-    facts = {
-        "study": task.study,
-        "version": VERSION,
-        "source": source,
-        "settings": asdict(task.settings),
-        "shape": list(hu.shape),
-        "geometry": _geometry(volume, layout),
-        "boxes": in_stack.round(4).tolist(),
-        "boxes_known": task.intact or (mask is not None and len(in_stack) > 0),
-        "notes": notes,
-    }
-    write_study(task.store, task.study, hu, labels, facts)
-    return "made", "; ".join(notes)
+    return "made", "; ".join(
+        store_study(
+            task.store, task.study, volume, mask, layout, boxes=placed, boxes_known=True if task.intact else None,
+            source=source, settings=asdict(task.settings), notes=[*notes, *lost],
+        )
+    )  # fmt: skip
 
 
 def _read(task: Task) -> tuple[Volume, np.ndarray | None, Layout, list[str]]:
@@ -228,23 +215,6 @@ def _read(task: Task) -> tuple[Volume, np.ndarray | None, Layout, list[str]]:
     volume, mask = read_files(task.series_dir, task.mask_path)
     layout = lay_out(volume, mask, settings.count, settings.size, settings.field_mm)
     return volume, mask, layout, what_is_missing(mask)
-
-
-def _geometry(volume: Volume, layout: Layout) -> dict:
-    """Where the stack lies in the volume, and the volume in the patient."""
-    spacing = volume.spacing_mm
-    axes = {"rows": layout.rows, "columns": layout.columns}
-    return {
-        "source_shape": list(volume.shape),
-        "source_spacing_mm": list(spacing),
-        "source_affine": volume.affine.tolist(),
-        "first_slice": float(layout.positions[0]),
-        "last_slice": float(layout.positions[-1]),
-        "slice_step": layout.slice_step,
-        "slice_mm": layout.slice_step * spacing[0],
-        "pixel_mm": [axis.step * mm for axis, mm in zip(axes.values(), spacing[1:], strict=True)],
-        **{name: {"start": axis.start, "step": axis.step} for name, axis in axes.items()},
-    }
 
 
 def _state(file: Path) -> tuple[int, int]:

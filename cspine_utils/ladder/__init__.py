@@ -1,0 +1,18 @@
+"""From crops of one vertebra to whole necks as hospitals see them: what has to be shown at each step, and the numbers.
+
+    python -m cspine_utils.ladder --help
+
+Each rung trains one model and judges it once, on synthetic patients that neither trained it nor chose its epoch:
+
+crops-easy, crops-standard      one vertebra beside its intact twin, from scratch
+crops-hard                      the model of crops-standard on hard crops, not trained again
+necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-easy
+necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced
+necks-standard                  the same of the standard set
+few-boxes                       necks-easy again, boxes on 12 % of the studies, as in the real data
+"""
+
+from .profiles import PROFILES, Profile
+from .rungs import RUNGS, climb
+
+__all__ = ["PROFILES", "RUNGS", "Profile", "climb"]

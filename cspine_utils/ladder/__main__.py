@@ -1,0 +1,52 @@
+"""python -m cspine_utils.ladder: climb, and write data/ladder.csv and data/ladder_curves.csv."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from . import PROFILES, RUNGS, climb
+
+
+def main(arguments=None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m cspine_utils.ladder", description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("data/runs/ladder"), help="where the sets and the runs go")
+    parser.add_argument("--profile", choices=PROFILES, default="laptop")
+    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), metavar="RUNG", help=", ".join(RUNGS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one climb each")
+    parser.add_argument("--threads", type=int, default=1, help="of torch; processes that render are as many")
+    parser.add_argument(
+        "--table", type=Path, help="where ladder.csv and ladder_curves.csv go (default: the out folder)"
+    )
+    chosen = parser.parse_args(arguments)
+    torch.set_num_threads(chosen.threads)
+    workers = chosen.threads if chosen.threads > 1 else 0
+    profile, table = PROFILES[chosen.profile], chosen.table or chosen.out
+    rows = []
+    for seed in chosen.seeds:
+        rows.append(climb(chosen.out, profile, rungs=chosen.rungs, seed=seed, workers=workers))
+        found = pd.concat(rows, ignore_index=True)
+        table.mkdir(parents=True, exist_ok=True)
+        found.drop(columns="profile").round(4).to_csv(table / "ladder.csv", index=False)
+        curves(chosen.out, found).round(5).to_csv(table / "ladder_curves.csv", index=False)
+    print(found.drop(columns="profile").round(3).T.to_string())
+
+
+def curves(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
+    """The histories of all rungs that were trained, one below the other."""
+    parts = []
+    for rung, seed in zip(rows["rung"], rows["seed"], strict=True):
+        path = out / str(seed) / rung / "history.csv"
+        if path.exists():
+            history = pd.read_csv(path)
+            history.insert(0, "seed", seed)
+            history.insert(0, "rung", rung)
+            parts.append(history.drop(columns=["memory_mb"], errors="ignore"))
+    return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,49 @@
+"""How much of everything a ladder takes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One size of the ladder.
+
+    Attributes
+    ----------
+    crop_pairs, crop_choose, crop_judge : pairs to learn from, to choose the epoch by, to judge by
+    crop_epochs, crop_batch : a batch is crops, twins side by side
+    necks, necks_choose, necks_judge : whole studies, likewise
+    necks_twins : so many of those that judge are also shown without their fractures
+    neck_epochs, neck_batch
+    study_size : pixels across of the scans
+    dim, depth : of the transformer
+    precision : of lightning-fabric
+    """
+
+    crop_pairs: int = 1400
+    crop_choose: int = 70
+    crop_judge: int = 140
+    crop_epochs: int = 16
+    crop_batch: int = 32
+    crop_rate: float = 2e-3
+    necks: int = 280
+    necks_choose: int = 40
+    necks_judge: int = 200
+    necks_twins: int = 60
+    neck_epochs: int = 5
+    neck_batch: int = 4
+    neck_rate: float = 5e-4
+    study_size: int = 160
+    dim: int = 128
+    depth: int = 4
+    precision: str = "bf16-mixed"
+
+
+PROFILES = {
+    "tiny": Profile(
+        crop_pairs=14, crop_choose=7, crop_judge=14, crop_epochs=1, crop_batch=8, necks=6, necks_choose=4, necks_judge=8, necks_twins=8,
+        neck_epochs=1, neck_batch=2, study_size=64, dim=48, depth=1, precision="32-true",
+    ),
+    "laptop": Profile(),
+}  # fmt: skip

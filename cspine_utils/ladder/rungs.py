@@ -1,0 +1,229 @@
+"""The rungs: what each trains, from which weights, and on whom it is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from cspine_utils import crops, evidence, metrics, necks, ranking, stacks, training
+from cspine_utils.augment import Augment
+from cspine_utils.models.vit3d import ViT3D
+
+from . import judge
+from .profiles import Profile
+
+#: Frames, and rows and columns, of a token.
+FRAME_PATCH, PATCH = 5, 8
+#: What is seen of a crop in training: frames, and rows and columns.
+CLOSER = (25, 40)
+#: Share of the studies with boxes in the RSNA-2022 data: 235 of 2,019.
+BOX_SHARE = 235 / 2019
+#: Seeds of the phantom. Sets of one rung take different necks of it.
+CROPS_SEED, NECKS_SEED = 11, 12
+#: Number of the first neck of the sets that choose an epoch, and that judge.
+CHOOSE, JUDGE = 100_002, 100_100
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step.
+
+    Attributes
+    ----------
+    kind : "crops" or "necks"
+    difficulty, prevalence : of the phantom
+    start : rung whose weights it begins with, None from scratch
+    trains : False judges the start's model as it is
+    first : number of the first neck that it learns from
+    boxes : share of the studies whose boxes are told
+    """
+
+    kind: str
+    difficulty: str
+    prevalence: str = ""
+    start: str | None = None
+    trains: bool = True
+    first: int = 0
+    boxes: float = 1.0
+
+
+RUNGS = {
+    "crops-easy": Rung("crops", "easy"),
+    "crops-standard": Rung("crops", "standard", start="crops-easy"),
+    "crops-hard": Rung("crops", "hard", start="crops-standard", trains=False),
+    "necks-balanced": Rung("necks", "easy", "balanced", start="crops-easy"),
+    "necks-easy": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000),
+    "necks-standard": Rung("necks", "standard", "rsna", start="necks-easy", first=40_000),
+    "few-boxes": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000, boxes=BOX_SHARE),
+}
+
+
+def climb(
+    out,
+    profile: Profile,
+    *,
+    rungs: Iterable[str] = tuple(RUNGS),
+    seed: int = 0,
+    workers: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Train and judge rungs in order; what is finished in `out` is not done again.
+
+    Parameters
+    ----------
+    out : folder: `data/` the rendered sets, `<seed>/<rung>/` the runs
+    profile : how much of everything
+    rungs : names; a rung's start must be among them or finished
+    seed : of weights, order and augmentation
+    workers : processes that render, 0 for none but this one
+
+    Returns
+    -------
+    DataFrame, one row a rung: what was trained, and the numbers of `judge`
+    """
+    out = Path(out)
+    rows = []
+    for name in rungs:
+        path = out / str(seed) / name / "row.json"
+        if not path.exists():
+            row = _climb_one(out, name, profile, seed, workers, progress)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+            temporary.write_text(json.dumps(row, indent=2) + "\n")
+            os.replace(temporary, path)
+        rows.append(json.loads(path.read_text()))
+    return pd.DataFrame(rows)
+
+
+def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, progress: bool) -> dict:
+    rung, begun = RUNGS[name], time.perf_counter()
+    model = _model(profile, seed)
+    if rung.start is not None:
+        training.load_matching(model, out / str(seed) / _trained(rung.start) / "best.pt")
+    kind = _Crops if rung.kind == "crops" else _Necks
+    work = kind(out / "data", rung, profile, workers, progress)
+    rendered = time.perf_counter() - begun
+    seconds = 0.0
+    if rung.trains:
+        seconds = work.train(model, out / str(seed) / name, seed).seconds
+    numbers = work.judge(model.eval(), np.random.default_rng(seed))
+    return {
+        "rung": name, "seed": seed, "start": rung.start or "scratch", "difficulty": rung.difficulty,
+        "prevalence": rung.prevalence, "boxes": rung.boxes, "learned_from": work.learned_from if rung.trains else 0,
+        "judged_on": work.judged_on, **dict.fromkeys(judge.NUMBERS), **numbers,
+        "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
+        "threads": torch.get_num_threads(), "profile": asdict(profile),
+    }  # fmt: skip
+
+
+def _trained(name: str) -> str:
+    """The rung itself, or the one whose weights it only judges."""
+    while not RUNGS[name].trains:
+        name = RUNGS[name].start
+    return name
+
+
+def _model(profile: Profile, seed: int) -> ViT3D:
+    torch.manual_seed(seed)
+    return ViT3D(
+        size=necks.NeckForm.size, frame_patch=FRAME_PATCH, patch=PATCH, dim=profile.dim, depth=profile.depth,
+        stem="conv", position="sincos", head="mask",
+    )  # fmt: skip
+
+
+def _auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    return {"validation_auroc": ranking.within_level_auroc(y, logits)}
+
+
+class _Crops:
+    """Vertebrae beside their twins."""
+
+    def __init__(self, data: Path, rung: Rung, profile: Profile, workers: int, progress: bool):
+        form = replace(crops.CropForm(), study_size=profile.study_size)
+        folder = data / f"crops-{rung.difficulty}"
+        counts = {
+            0: profile.crop_pairs * rung.trains,
+            CHOOSE: profile.crop_choose * rung.trains,
+            JUDGE: profile.crop_judge,
+        }
+        for first, count in counts.items():
+            crops.render_crops(
+                folder, count, difficulty=rung.difficulty, seed=CROPS_SEED, first=first, form=form, workers=workers,
+                progress=progress,
+            )  # fmt: skip
+        numbers = {first: range(first, first + count) for first, count in counts.items()}
+        self.taught = crops.TwinCrops(folder, numbers[0], closer=CLOSER)
+        self.choose, self.held_out = (crops.TwinCrops(folder, numbers[first]) for first in (CHOOSE, JUDGE))
+        self.profile, self.progress = profile, progress
+        self.learned_from, self.judged_on = profile.crop_pairs, profile.crop_judge
+
+    def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
+        return training.fit(
+            model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
+            batch_size=self.profile.crop_batch, learning_rate=self.profile.crop_rate, schedule="linear",
+            warmup_steps=_warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, precision=self.profile.precision,
+            generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=_auroc, progress=self.progress,
+        )  # fmt: skip
+
+    def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
+        y, p = training.predict(model, self.held_out, batch_size=14, objective=_objective())
+        return judge.of_crops(y, p, self.held_out.patients, rng)
+
+
+class _Necks:
+    """Whole studies."""
+
+    def __init__(self, data: Path, rung: Rung, profile: Profile, workers: int, progress: bool):
+        form = replace(necks.NeckForm(), study_size=profile.study_size)
+        store = data / f"necks-{rung.difficulty}-{rung.prevalence}"
+        counts = {0: profile.necks, CHOOSE: profile.necks_choose, JUDGE: profile.necks_judge}
+        settings = {
+            "seed": NECKS_SEED, "difficulty": rung.difficulty, "prevalence": rung.prevalence, "form": form,
+            "workers": workers, "progress": progress,
+        }  # fmt: skip
+        labels = [necks.render_necks(store, n, first=rung.first + first, **settings) for first, n in counts.items()]
+        necks.render_necks(store, profile.necks_twins, first=rung.first + JUDGE, twins=True, **settings)
+        self.rates = metrics.base_rates(labels[0], smoothing=metrics.SMOOTHING)
+        told = labels[0].index[: round(rung.boxes * len(labels[0]))]
+        self.taught = necks.FewBoxes(stacks.StackDataset(store, labels[0], evidence=True), told)
+        self.choose, self.held_out = (stacks.StackDataset(store, part, evidence=True) for part in labels[1:])
+        first = labels[2].iloc[: profile.necks_twins]  # of those that judge: their twins are rendered, too
+        self.broken = first[first["patient_overall"] == 1]
+        self.twins = stacks.StackDataset(
+            store, (self.broken * 0).rename(index=lambda study: f"{study}.twin"), evidence=True
+        )
+        self.profile, self.progress = profile, progress
+        self.learned_from, self.judged_on = profile.necks, profile.necks_judge
+
+    def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
+        return training.fit(
+            model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
+            batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
+            warmup_steps=_warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, precision=self.profile.precision, best_by="validation_bce",
+            generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=_auroc,
+            augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress, base_rates=self.rates,
+        )  # fmt: skip
+
+    def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
+        y, p = training.predict(model, self.held_out, batch_size=4, objective=_objective())
+        numbers = judge.of_necks(y, p, self.rates, rng)
+        broken = [self.held_out.studies.index(study) for study in self.broken.index]
+        _, intact = training.predict(model, self.twins, batch_size=4, objective=_objective())
+        return numbers | judge.of_twins(y[broken], p[broken], intact)
+
+
+def _warmup(taught, batch: int) -> int:
+    """Steps of half an epoch, at most 50."""
+    return min(50, len(taught) // batch // 2)
+
+
+def _objective():
+    return evidence.objective(frame_patch=FRAME_PATCH, patch=PATCH)
