@@ -7,33 +7,40 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from cspine_utils.errors import TrainingError
 
 
 class Run:
-    """One run in memory and on disk: model, optimizer, history, settings."""
+    """One run in memory and on disk: model, optimizer, history, settings, notes.
 
-    def __init__(self, out: Path, settings: dict, model: nn.Module):
-        self.out, self.model = out, model
+    With `writes=False` it reads but leaves nothing on disk: of several processes that train one model, one writes.
+    """
+
+    def __init__(self, out: Path, settings: dict, model: nn.Module, *, writes: bool = True):
+        self.out, self.model, self.writes = out, model, writes
         self.settings = json.loads(json.dumps(settings))  # as they come back from a file: tuples as lists
         self.optimizer = torch.optim.AdamW(
             model.parameters(), lr=settings["learning_rate"], weight_decay=settings["weight_decay"]
         )
         self.history: list[dict] = []
         self.best_train_loss: float | None = None
+        self.notes: list[str] = []
 
     @property
     def best(self) -> dict:
         trained = self.history[1:] or self.history
-        return min(trained, key=lambda row: row["validation_loss"])  # min keeps the earliest of equals
+        judged = self.settings["best_by"]  # a measure may be NaN in an epoch: that epoch is never the best of several
+        return min(trained, key=lambda row: math.inf if math.isnan(row[judged]) else row[judged])  # earliest of equals
 
     def next_epoch(self) -> int | None:
         """The epoch to run now, or None if the run is finished."""
@@ -57,11 +64,14 @@ class Run:
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.history, self.best_train_loss = state["history"], state["best_train_loss"]
+        self.notes = state["notes"]
         return self.history[-1]["epoch"]
 
     def record(self, **row) -> None:
         """Write down a finished epoch."""
         self.history.append(row)
+        if not self.writes:
+            return
         # best.pt before last.pt: killed in between, the epoch is done again and best.pt is rewritten with the same
         # weights. The other way round, a best epoch could count as finished with its weights lost.
         if self.best is row:
@@ -72,6 +82,7 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "history": self.history,
             "best_train_loss": None,
+            "notes": self.notes,
             "settings": self.settings,
         }
         _write(self.out / "last.pt", lambda path: torch.save(state, path))
@@ -83,9 +94,12 @@ class Run:
         if self.best_train_loss is None:
             torch.manual_seed(self.settings["seed"])  # for a dataset that draws random numbers
             self.best_train_loss = train_loss()
+            if not self.writes:
+                return
             state = _read(self.out / "last.pt") | {"best_train_loss": self.best_train_loss}
             _write(self.out / "last.pt", lambda path: torch.save(state, path))
-        self._write_history()  # also when nothing was left to do: a kill may have come before the tables
+        if self.writes:
+            self._write_history()  # also when nothing was left to do: a kill may have come before the tables
 
     def _write_history(self) -> None:
         table = pd.DataFrame(self.history)
@@ -94,7 +108,8 @@ class Run:
             "settings": self.settings,
             "best_epoch": self.best["epoch"],
             "best_train_loss": self.best_train_loss,
-            "history": self.history,
+            "notes": self.notes,
+            "history": [{name: _for_json(value) for name, value in row.items()} for row in self.history],
         }
         _write(self.out / "history.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
 
@@ -117,6 +132,55 @@ def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
     return model.eval()
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What `load_matching` did, by the names of weights.
+
+    Attributes
+    ----------
+    loaded : taken from the file
+    kept : weights of the model that stayed as they were
+    unused : weights of the file that found no place -> why
+    """
+
+    loaded: tuple[str, ...]
+    kept: tuple[str, ...]
+    unused: dict[str, str]
+
+    def __str__(self) -> str:
+        lines = [
+            f"{len(self.loaded)} weights loaded, {len(self.kept)} of the model kept: {', '.join(self.kept) or '-'}"
+        ]
+        return "\n".join(lines + [f"not used: {name} ({why})" for name, why in self.unused.items()])
+
+
+def load_matching(model: nn.Module, path: str | os.PathLike) -> Loaded:
+    """Start from another run's weights: take every weight of a checkpoint whose name and shape the model has.
+
+    For a model of another form, say one for whole studies that starts from one for crops. The model stays in its mode
+    and keeps what the file does not have. Read the answer: a renamed part would be left untrained without an error.
+
+    Raises TrainingError if the file is no checkpoint of ours or if nothing fits.
+    """
+    own = model.state_dict()
+    weights = {name: value for name, value in _read(Path(path))["model"].items() if isinstance(value, Tensor)}
+    fitting = {name: value for name, value in weights.items() if name in own and value.shape == own[name].shape}
+    unused = {
+        name: f"{tuple(value.shape)}, the model has {tuple(own[name].shape)}" if name in own else "the model has none"
+        for name, value in weights.items()
+        if name not in fitting
+    }
+    if not fitting:
+        raise TrainingError(
+            path,
+            found=f"no weight that fits, among {', '.join(list(weights)[:5])} ...",
+            expected=f"weights of a model akin to {type(model).__name__}, which has {', '.join(list(own)[:5])} ...",
+            remedy="name the checkpoint of a model of this family, with the same dim",
+        )
+    model.load_state_dict(fitting, strict=False)
+    return Loaded(tuple(fitting), tuple(name for name in own if name not in fitting), unused)
+
+
 def describe(model: nn.Module) -> dict:
     """What tells two models apart without looking at weights. Shapes alone would not show the number of heads."""
     shapes = [(name, list(value.shape)) for name, value in model.state_dict().items()]
@@ -137,6 +201,11 @@ def _check_same(path: Path, there: dict, here: dict) -> None:
         expected="; ".join(f"{k} {here.get(k)}" for k in different),
         remedy=remedy,
     )
+
+
+def _for_json(value):
+    """JSON has no NaN: readers in other languages refuse the whole file."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _read(path: Path) -> dict:

@@ -145,14 +145,19 @@ class TwinCrops(torch.utils.data.Dataset):
     def __getitem__(self, index: int):
         pair, side = divmod(index, 2)
         number = self.numbers[pair]
-        with np.load(_file(self.folder, number)) as file:
-            stack = stacks.gather_six(file["hu"][side], file["labels"][side])
-            altered = file["altered"] if side == BROKEN else np.zeros_like(file["altered"])
+        hu, labels, altered = self._read(number)
+        stack = stacks.gather_six(hu[side], labels[side])
+        if side == INTACT:
+            altered = np.zeros_like(altered)
         x = stacks.normalise(stack, self.window)
         marked = altered.astype(np.float32) if self.voxels else np.full(altered.shape, np.nan, np.float32)
         y = torch.full((len(TARGETS),), torch.nan)
         y[number % len(LEVELS)] = float(side == BROKEN)
         return torch.from_numpy(np.concatenate([x, marked[:, None]], axis=1)), y
+
+    def _read(self, number: int):
+        with np.load(_file(self.folder, number)) as file:
+            return file["hu"], file["labels"], file["altered"]
 
 
 def crop_of(rendered: phantom.Rendered, form: CropForm) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

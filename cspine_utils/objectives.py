@@ -6,12 +6,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from cspine_utils.anatomy import LEVELS, TARGETS
 from cspine_utils.errors import TrainingError
@@ -20,17 +20,52 @@ from cspine_utils.errors import TrainingError
 CLASSES = 1 + len(LEVELS)
 
 
-@dataclass(frozen=True)
+def unchanged(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """A batch as it came from the dataset."""
+    return x, y
+
+
+def forward(model: nn.Module, x: Tensor) -> Tensor:
+    """What the model says by itself."""
+    return model(x)
+
+
+def first_targets(values: Tensor) -> Tensor:
+    """`(b, 8 or more)` -> `(b, 8)`: the part in the order of `anatomy.TARGETS`."""
+    return values[:, : len(TARGETS)]
+
+
+def smooth_labels(y: Tensor, share: float) -> Tensor:
+    """Draw the first eight columns towards 1/2: 0 becomes share/2, 1 becomes 1 - share/2. Other columns stay.
+
+    (Szegedy et al. 2016, arXiv 1512.00567, for two classes.)
+    """
+    y = y.clone()
+    y[:, : len(TARGETS)] = first_targets(y) * (1 - share) + share / 2
+    return y
+
+
+@dataclass(frozen=True, eq=False)
 class Objective:
     """One way to be right.
+
+    The steps of a batch: `target` of each study, stacked; augmentation (training only); `prepare`; `answer`;
+    `logits_shape`; `loss`.
 
     Attributes
     ----------
     name : goes into the settings of a run
     target : (y of dataset[i], i) -> y as a tensor, or TrainingError
     logits_shape : batch of targets -> the shape that the model's answer must have
-    loss : (logits, targets of a batch) -> scalar, mean over the batch
+    loss : (logits, targets of a batch) -> scalar, mean over the studies of the batch
     remedy : what to do if the model's answer has another shape
+    prepare : (x, y) -> (x, y) of a batch, on its device. For targets that travel with the image, so that augmentation
+        moves both, and are taken off here. y may then hold NaN for "unknown", if `loss` leaves it out.
+    answer : (model, x) -> logits; may call any method of the model
+    image : targets or logits `(b, ...)` -> their columns `(b, 8)` in the order of `anatomy.TARGETS`, which `predict`
+        gives and a run's `measure` judges; None where there are none
+    smooth : (targets, share) -> targets with label smoothing; None where it has no meaning
+    report : name -> (logits, targets) -> scalar, mean over the batch: further losses of the validation studies
     """
 
     name: str
@@ -38,6 +73,11 @@ class Objective:
     logits_shape: Callable[[Tensor], tuple[int, ...]]
     loss: Callable[[Tensor, Tensor], Tensor]
     remedy: str
+    prepare: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] = unchanged
+    answer: Callable[[nn.Module, Tensor], Tensor] = forward
+    image: Callable[[Tensor], Tensor] | None = None
+    smooth: Callable[[Tensor, float], Tensor] | None = None
+    report: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = field(default_factory=dict)
 
 
 def dice_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -95,6 +135,8 @@ CLASSIFICATION = Objective(
     logits_shape=lambda y: tuple(y.shape),
     loss=F.binary_cross_entropy_with_logits,
     remedy=f"build the model with targets={len(TARGETS)}",
+    image=first_targets,
+    smooth=smooth_labels,
 )
 SEGMENTATION = Objective(
     name="segmentation",

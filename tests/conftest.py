@@ -124,6 +124,12 @@ def volume() -> Volume:
 
 
 @pytest.fixture
+def store(tmp_path) -> Path:
+    """A folder for prepared studies, not there yet."""
+    return tmp_path / "store"
+
+
+@pytest.fixture
 def rsna_folder(tmp_path) -> Path:
     """Four readable studies in RSNA-2022 form: the second feet -> head and fractured, the fourth without a mask."""
     root = tmp_path / "rsna"

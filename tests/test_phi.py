@@ -157,7 +157,7 @@ def test_pairs_store_masks_and_figures(cohort, tmp_path, said):
             plots.show_plane(axes[1], volume, "axial", 3)
             plots.save(figure, tmp_path / "figures", study)
             plt.close(figure)
-        report = stacks.prepare(dataset, dataset.studies, tmp_path / "stacks", size=8, count=12)
+        report = stacks.prepare(dataset, tmp_path / "stacks", size=8, count=12)
         report.to_csv(tmp_path / "report.csv")
         print(report.to_string(max_colwidth=None))
         sample, _ = stacks.StackDataset(tmp_path / "stacks", dataset.labels.loc[good])[0]
@@ -167,7 +167,7 @@ def test_pairs_store_masks_and_figures(cohort, tmp_path, said):
     assert set(good) <= set(read) and set(list(masks)[:-3]) <= set(failures) and len(failures) > 40
     for study, reason in failures.items():
         assert found_in_text(reason) == [], study
-    assert len(list((tmp_path / "stacks").glob("*.npz"))) >= len(good)
+    assert len(list((tmp_path / "stacks").glob("*.hu.npy"))) >= len(good)
     assert found_in_folder(tmp_path) == []
 
 

@@ -1,11 +1,11 @@
-import nibabel as nib
 import numpy as np
 import pytest
 import torch
 
 from cspine_utils import demo, stacks
 from cspine_utils.errors import StackError
-from cspine_utils.rsna import RsnaDataset
+from cspine_utils.stacks.layout import what_is_missing
+from cspine_utils.stacks.slices import slices_at
 from cspine_utils.volume import Volume
 
 
@@ -142,11 +142,6 @@ def test_normalise_windows_hu_and_scales_labels(kind):
     assert stack[0, 0, 0].tolist() == [-900, 400, 1300], "the input stays as it is"
 
 
-@pytest.fixture
-def store(tmp_path):
-    return tmp_path / "store"
-
-
 def test_scaling_constants_are_those_of_the_synthetic_cohort():
     x = demo.easy_studies(3, seed=7, size=64).tensors[0]
     slices, masks = x[:, :, :5], x[:, :, 5]
@@ -154,135 +149,90 @@ def test_scaling_constants_are_those_of_the_synthetic_cohort():
     assert abs(float(masks.mean())) < 0.3 and 0.7 < float(masks.std()) < 1.3
 
 
-def test_fingerprint_tells_equal_data_from_other_data(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    stacks.prepare(dataset, dataset.studies[:3], store, size=8, count=12, progress=False)
-    labels = dataset.labels.iloc[:3]
-    relabelled = labels.copy()
-    relabelled.iloc[0, 0] = 1
-    fingerprints = [
-        stacks.StackDataset(store, labels).fingerprint,
-        stacks.StackDataset(store, labels.iloc[::-1]).fingerprint,
-        stacks.StackDataset(store, labels.iloc[:2]).fingerprint,
-        stacks.StackDataset(store, relabelled).fingerprint,
-        stacks.StackDataset(store, labels, window="soft").fingerprint,
-        stacks.StackDataset(store, labels, blank_mask=True).fingerprint,
-    ]
-    assert len(set(fingerprints)) == 6
-    assert stacks.StackDataset(store, labels.copy()).fingerprint == fingerprints[0]
+# ---------------------------------------------------------------------------- a square of some mm around the neck
 
 
-def contents(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir()}
+def ramp(shape, affine, at=(0.0, 0.0)):
+    """HU that grow linearly along the patient's axes, and a mask of C1-C7 around a place off the middle."""
+    volume = Volume(np.zeros(shape, np.int16), affine)
+    index = np.stack(np.meshgrid(*map(np.arange, shape), indexing="ij"), axis=-1)
+    x, y, z = np.moveaxis(volume.position_mm(index), -1, 0)
+    mask = np.zeros(shape, np.uint8)
+    h, w = at
+    for d in range(2, shape[0] - 2):
+        mask[d, h : h + 9, w : w + 5] = 1 + (d - 2) * 7 // (shape[0] - 4)
+    return Volume(np.rint(7 * x - 11 * y + 3 * z).astype(np.int16), affine), mask
 
 
-def test_store_gives_back_the_studys_stack(rsna_folder, store):
-    from cspine_utils.dicom import read_series
-    from cspine_utils.nifti import read_mask
-
-    dataset = RsnaDataset(rsna_folder)
-    table = stacks.prepare(dataset, dataset.studies, store, size=8, count=12, progress=False)
-    assert table["status"].tolist() == ["made", "made", "made", "skipped"]
-    assert "no label map" in table["reason"].iloc[3]
-    usable = dataset.labels[table["status"].isin(["made", "kept"]).to_numpy()]
-    samples = stacks.StackDataset(store, usable)
-    study = dataset.studies[1]  # stored feet -> head
-    volume = read_series(dataset.series_dir(study))
-    direct = stacks.six_channel(volume, read_mask(dataset.mask_path(study), volume), frames=6, size=8)
-    x, y = samples[1]
-    assert len(samples) == 3 and x.dtype == torch.float32 and y.tolist() == [0, 0, 0, 0, 1, 0, 0, 1]
-    assert np.array_equal(x.numpy(), stacks.normalise(direct))
-    assert len(x[:, -1].unique()) == len(np.unique(direct[:, -1])) > 3
-    blank = stacks.StackDataset(store, usable, blank_mask=True)[1][0]
-    assert torch.equal(blank[:, -1].unique(), x[:, -1].min()[None]) and torch.equal(blank[:, :5], x[:, :5])
+AFFINE = np.array([[0, 0, -0.6, 21.0], [0, -0.45, 0, 8.0], [-1.3, 0, 0, 50.0], [0, 0, 0, 1.0]])
 
 
-def test_prepare_resumes_without_redoing(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    args = {"size": 8, "count": 12, "progress": False}
-    stacks.prepare(dataset, dataset.studies, store, **args)
-    before = contents(store)
-    first, second, third = (store / f"{s}.npz" for s in dataset.studies[:3])
-    kept = third.stat().st_mtime_ns
-    first.unlink()
-    second.write_bytes(before[second.name][:200])  # damaged
-    table = stacks.prepare(dataset, dataset.studies, store, **args)
-    assert table["status"].tolist() == ["made", "made", "kept", "skipped"]
-    assert contents(store) == before and third.stat().st_mtime_ns == kept
-    assert stacks.prepare(dataset, dataset.studies, store, **args | {"size": 9})["status"].iloc[0] == "made"
+def test_a_square_shows_the_patient_where_it_says():
+    """Linear HU stay linear under any right interpolation, so each pixel tells where in the patient it lies."""
+    volume, mask = ramp((16, 90, 70), AFFINE, at=(40, 38))
+    size, field_mm = 11, 16.5
+    hu, labels = stacks.resample_slices(volume, mask, count=10, size=size, field_mm=field_mm)
+    positions = stacks.cervical_slices(mask, 10)
+    middle = volume.position_mm([0, 40 + 4, 38 + 2])  # of 9 rows from 40 on, of 5 columns from 38 on
+    off = (np.arange(size) + 0.5) * field_mm / size - field_mm / 2  # mm from the middle, toward back and left
+    z = 50.0 - 1.3 * positions
+    expected = 7 * (middle[0] - off)[None, None] - 11 * (middle[1] - off)[None, :, None] + 3 * z[:, None, None]
+    assert np.abs(hu - expected).max() <= 1.01  # HU were rounded before and after
+    pixel = np.floor(off / np.array([[0.45], [0.6]]) + np.array([[44.5], [40.5]])).astype(int)
+    nearest = np.floor(positions + 0.5).astype(int)
+    assert np.array_equal(labels, mask[nearest][:, pixel[0]][:, :, pixel[1]])
+    assert 0 < (labels > 0).mean() < 0.5 and labels.dtype == np.uint8 and hu.dtype == np.int16
+    stack = stacks.six_channel(volume, mask, frames=5, size=size, field_mm=field_mm)
+    assert np.array_equal(stack[2, 3], hu[5]) and np.array_equal(stack[2, 5], labels[4])
 
 
-def test_a_damaged_store_is_said_when_loading(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    stacks.prepare(dataset, dataset.studies[:1], store, size=8, count=12, progress=False)
-    path = store / f"{dataset.studies[0]}.npz"
-    content = bytearray(path.read_bytes())
-    content[300] ^= 255
-    path.write_bytes(content)
-    with pytest.raises(StackError, match="delete it and run stacks.prepare again"):
-        stacks.StackDataset(store, dataset.labels.iloc[:1])[0]
+@pytest.mark.parametrize(("pixels", "source"), [(16, 41), (41, 41), (60, 41), (5, 77)])
+def test_a_square_is_antialiased_as_torch_does_it(pixels, source):
+    volume = Volume(np.random.default_rng(3).integers(-1000, 2000, (2, source, source), dtype=np.int16), np.eye(4))
+    step = source / pixels
+    other = stacks.Axis(source, 1e-12, step, pixels)  # the same pixels, as if they were a part
+    ours = slices_at(volume, stacks.Layout(np.array([0.0, 1.0]), other, other))
+    torchs = torch.nn.functional.interpolate(
+        torch.from_numpy(volume.hu)[:, None].float(), size=(pixels, pixels), mode="bilinear", antialias=True
+    )[:, 0]
+    beside = int(np.ceil(max(1, step) / step))  # at its borders torch sees no air
+    inner = slice(beside, pixels - beside)
+    assert np.abs(ours - torchs.numpy())[:, inner, inner].max() <= 0.51
+    if source == pixels:
+        assert np.array_equal(ours, volume.hu)
 
 
-def test_a_mirrored_label_map_does_not_enter_the_store(rsna_folder, store):
-    """Its header lies on the CT's grid; only the bone under the labels tells."""
-    dataset = RsnaDataset(rsna_folder)
-    path = dataset.mask_path(dataset.studies[1])
-    image = nib.load(path)
-    turned = nib.Nifti1Image(np.asarray(image.dataobj)[::-1, ::-1].copy(), image.affine)
-    path.unlink()
-    nib.save(turned, path)
-    table = stacks.prepare(dataset, dataset.studies[:3], store, size=8, count=12, progress=False)
-    assert table["status"].tolist() == ["made", "failed", "made"]
-    assert "flipped h and w" in table["reason"].iloc[1]
+def test_a_square_beyond_the_scan_is_air():
+    volume, mask = ramp((12, 30, 40), AFFINE, at=(1, 30))  # at the front, on the left
+    volume.hu[:] = 500
+    mask[mask > 0] = 2
+    hu, labels = stacks.resample_slices(volume, mask, count=6, size=60, field_mm=27.0)  # pixels of 0.45 mm
+    front = round(27.0 / 2 / 0.45 - 1 - 4.5)  # rows before the first one of the scan
+    assert (hu[:, :front] == -1024).all() and (labels[:, :front] == 0).all()
+    assert (hu[:, front + 1 : 50, :24] == 500).all(), "the scan is where it was"
+    left = 27.0 / 2 + (40 - 32.5) * 0.6  # mm from the square's right edge to the scan's left edge
+    assert (hu[:, :, int(left / 0.45) + 2 :] == -1024).all() and (labels[:, :, int(left / 0.45) + 1 :] == 0).all()
+    assert (hu[:, 40, : int(left / 0.45) - 1] == 500).all()
+    assert {0, 2} == set(np.unique(labels))
 
 
-def test_prepare_notices_a_changed_source(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    args = {"size": 8, "count": 12, "progress": False}
-    stacks.prepare(dataset, dataset.studies[:2], store, **args)
-    path = dataset.mask_path(dataset.studies[0])
-    content = bytearray(path.read_bytes())
-    path.write_bytes(content)  # same bytes, new time: a source that may have changed is read again
-    table = stacks.prepare(dataset, dataset.studies[:2], store, **args)
-    assert table["status"].tolist() == ["made", "kept"]
+def test_fields_that_cannot_be():
+    volume, mask = tall(30)
+    for field_mm in (0, -3.0, np.nan, "104", True):
+        with pytest.raises(StackError, match="field_mm: found"):
+            stacks.six_channel(volume, mask, size=8, field_mm=field_mm)
+    for size in (None, (8, 9)):
+        with pytest.raises(StackError, match="size: found"):
+            stacks.six_channel(volume, mask, size=size, field_mm=5.0)
+    assert stacks.six_channel(volume, mask, frames=2, size=(7, 7), field_mm=5.0).shape == (2, 6, 7, 7)
 
 
-def test_one_bad_study_does_not_stop_the_cohort(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    next(dataset.series_dir(dataset.studies[0]).glob("5.dcm")).unlink()
-    dataset.mask_path(dataset.studies[2]).write_text("not a label map")
-    table = stacks.prepare(dataset, dataset.studies, store, size=8, count=12, progress=False)
-    assert table["status"].tolist() == ["failed", "made", "failed", "skipped"]
-    assert "1 slice(s) missing" in table["reason"].iloc[0] and "cannot be read" in table["reason"].iloc[2]
-    assert [p.stem for p in store.iterdir()] == [dataset.studies[1]], "nothing half-written is left"
-    with pytest.raises(StackError, match=dataset.studies[0]):
-        stacks.StackDataset(store, dataset.labels)
-
-
-def test_two_sets_hold_every_usable_study_once_and_depend_on_the_seed_alone(rsna_folder, tmp_path):
-    dataset = RsnaDataset(rsna_folder)
-    train, validation, report = stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=1)
-    usable = [study for study in dataset.studies if dataset.mask_path(study) is not None]
-    assert sorted(train.studies + validation.studies) == sorted(usable) and len(validation) == 2
-    assert (report["status"] == "made").sum() == len(usable) and (report["status"] == "skipped").sum() == 1
-    again, _, report = stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=1)
-    assert again.studies == train.studies and (report["status"] == "kept").sum() == len(usable)
-    others = {
-        tuple(stacks.two_sets(dataset, tmp_path, size=8, validation_share=0.34, seed=s)[0].studies) for s in range(8)
-    }
-    assert len(others) > 1
-
-
-def test_odd_folders_are_listed_and_odd_settings_refused(rsna_folder, store):
-    dataset = RsnaDataset(rsna_folder)
-    for study, name in zip(dataset.studies, ("13.dcm", "notes.txt"), strict=False):
-        (dataset.series_dir(study) / name).symlink_to("nowhere")
-    studies = [dataset.studies[0], "1.2.3", dataset.studies[1]]
-    table = stacks.prepare(dataset, studies, store, size=8, count=12, progress=False)
-    assert table["status"].tolist() == ["failed", "failed", "made"]
-    assert "a link that leads nowhere" in table["reason"].iloc[0] and "no study" in table["reason"].iloc[1]
-    occupied = store / "file"
-    occupied.write_text("")
-    for options in ({"size": 0}, {"count": 1}, {"out": occupied}):
-        with pytest.raises(StackError):
-            stacks.prepare(dataset, studies, **{"out": store, "size": 8, "count": 12, "progress": False} | options)
+def test_what_a_mask_does_not_show_is_said():
+    _, mask = tall(50)
+    assert what_is_missing(mask) == []
+    cut = mask[8:].copy()  # the scan begins within C1
+    cut[cut == 7] = 0
+    assert what_is_missing(cut) == ["the label map shows no C7", "the scan begins within C1"]
+    low = mask[: np.flatnonzero((mask == 6).any(axis=(1, 2)))[-1]]
+    low = np.where(low <= 2, 0, low)
+    assert what_is_missing(low) == ["the label map shows no C1, C2, C7", "the scan ends within C6"]

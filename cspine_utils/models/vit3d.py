@@ -30,6 +30,10 @@ from cspine_utils.models.stems import POSITIONS, STEMS, ConvStem, sincos_positio
 from cspine_utils.stacks import labels_of
 
 
+#: Size of the sines beside token vectors of size 1: larger ones drown what the box shows.
+_SINCOS_SIZE = 0.3
+
+
 class Attention(nn.Module):
     """Every token looks at every token: softmax(q k^T / sqrt(dh)) v in each head, then one mixing layer.
 
@@ -217,7 +221,7 @@ class ViT3D(StudyClassifier):
         if position == "learned":
             self.position = nn.Parameter(0.02 * torch.randn(1, math.prod(self.grid), dim))
         else:
-            self.register_buffer("position", sincos_positions(self.grid, dim)[None], persistent=False)
+            self.register_buffer("position", _SINCOS_SIZE * sincos_positions(self.grid, dim)[None], persistent=False)
         self.dropout = nn.Dropout(dropout)
         shares = [drop_path * i / max(1, depth - 1) for i in range(depth)]
         form = {"dim": dim, "heads": heads, "mlp_ratio": mlp_ratio, "dropout": dropout}
@@ -232,8 +236,31 @@ class ViT3D(StudyClassifier):
     def read(self, x: Tensor) -> Read:
         """What the blocks get: tokens with their positions, as many as the head chooses."""
         self.check_input(x)
-        tokens = self.embed(self.patchify(x)) + self.position  # (b, n, e)
+        tokens = self.embed(self.patchify(x)) + self.positions(self.grid_of(x))  # (b, n, e)
         return self.head.choose(tokens, self.owners(x) if self.head.reads_mask else None)
+
+    def grid_of(self, x: Tensor) -> tuple[int, int, int]:
+        """Tokens along frames, rows and columns of x: `grid`, unless x has another size (position "sincos")."""
+        _, frames, _, height, width = x.shape
+        patch = self.config["patch"]
+        return frames // self.config["frame_patch"], height // patch, width // patch
+
+    def positions(self, grid: tuple[int, int, int]) -> Tensor:
+        """What is added to the tokens of a grid, `(1, n, e)`."""
+        if grid == self.grid:
+            return self.position
+        return _SINCOS_SIZE * sincos_positions(grid, self.config["dim"])[None].to(self.position)
+
+    def check_input(self, x: Tensor) -> None:
+        """Raise ModelError unless x has the weights' type and `input_shape`; computed positions fit any size that the
+        patches divide."""
+        if self.config["position"] == "sincos" and isinstance(x, Tensor) and x.ndim == 5:
+            frames, channels, height, width = x.shape[1:]
+            frame_patch, patch = self.config["frame_patch"], self.config["patch"]
+            divides = not (frames % frame_patch or height % patch or width % patch) and min(x.shape) > 0
+            if divides and channels == self.input_shape[1] and x.dtype == self.position.dtype:
+                return
+        super().check_input(x)
 
     def encode(self, x: Tensor) -> Read:
         """What the blocks make of it: study tensors `(b, f, c, h, w)` -> `Read`, tokens `(b, m, e)`, not yet pooled."""
@@ -254,7 +281,7 @@ class ViT3D(StudyClassifier):
         if not self.head.reads_mask:
             found = f"head={self.config['head']!r}, which has no evidence a token"
             raise refused("ViT3D.evidence", "head", found=found, expected='head="mask"')
-        return self.head.everywhere(self.encode(x), math.prod(self.grid))
+        return self.head.everywhere(self.encode(x), math.prod(self.grid_of(x)))
 
     def attention_maps(self, x: Tensor) -> Tensor:
         """How much each token (row) takes from each other (column), in every block: `(depth, b, heads, m, m)`.

@@ -9,7 +9,7 @@ count_tables(root) -> counts      what the published tables say without any imag
 
 from .cohort import funnel, survey, usable
 from .counts import PUBLISHED_COUNTS, count_tables
-from .pairs import example, read_pair, read_pairs
+from .pairs import example, read_files, read_pair, read_pairs
 from .splits import ReproductionSplit, check_disjoint, folds, reproduction_split, split
 from .study import SURVEY_COLUMNS
 
@@ -22,6 +22,7 @@ __all__ = [
     "example",
     "folds",
     "funnel",
+    "read_files",
     "read_pair",
     "read_pairs",
     "reproduction_split",

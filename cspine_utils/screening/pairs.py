@@ -26,8 +26,13 @@ def read_pair(dataset, study: str):
             expected="one",
             remedy="leave this study out where a label map is needed.",
         )
-    volume = dicom.read_series(dataset.series_dir(study))
-    mask = nifti.read_mask(path, volume)
+    return read_files(dataset.series_dir(study), path)
+
+
+def read_files(series_dir, mask_path):
+    """CT and label map by their places, as `read_pair`."""
+    volume = dicom.read_series(series_dir)
+    mask = nifti.read_mask(mask_path, volume)
     nifti.check_placement(volume, mask)
     return volume, mask
 

@@ -1,0 +1,99 @@
+"""Does a model see fractures, or does it only know which levels break often?
+
+AUROC: how often a fractured vertebra gets a higher score than an intact one, 0.5 for a coin. It is computed **within each
+level and then averaged**. Pooled over levels, a constant that knows only that C7 breaks more often than C3 ranks pairs of
+different levels right and scores about 0.65, which looks like learning.
+
+`y` and `scores` are `(n, 8)` in the order of `anatomy.TARGETS`; NaN in `y` means "not told" (a crop shows one vertebra).
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from sklearn.metrics import roc_auc_score
+
+from cspine_utils.anatomy import LEVELS, TARGETS
+from cspine_utils.errors import ParameterError
+
+
+class Estimate(NamedTuple):
+    """A number with the interval that redrawing the studies gives it."""
+
+    value: float
+    low: float
+    high: float
+
+
+def aurocs(y, scores) -> np.ndarray:
+    """AUROC of each target: `(n, 8)`, `(n, 8)` -> `(8,)`, NaN for a target without both a positive and a negative."""
+    y, scores = _checked(y, scores)
+    found = np.full(len(TARGETS), np.nan)
+    for k in range(len(TARGETS)):
+        told = ~np.isnan(y[:, k])
+        if len(np.unique(y[told, k])) == 2:
+            found[k] = roc_auc_score(y[told, k], scores[told, k])
+    return found
+
+
+def within_level_auroc(y, scores) -> float:
+    """Mean of the AUROCs of C1 ... C7 (levels without both a positive and a negative are left out); NaN if none has."""
+    levels = aurocs(y, scores)[: len(LEVELS)]
+    return float(np.nanmean(levels)) if not np.isnan(levels).all() else float("nan")
+
+
+def pooled_auroc(y, scores) -> float:
+    """AUROC over all vertebrae of all levels together: inflated by what the levels alone tell; for comparison only."""
+    y, scores = (a[:, : len(LEVELS)].ravel() for a in _checked(y, scores))
+    told = ~np.isnan(y)
+    return float(roc_auc_score(y[told], scores[told]))
+
+
+def bootstrap(statistic, y, scores, *, generator: np.random.Generator, groups=None, draws: int = 1000) -> Estimate:
+    """`statistic(y, scores)` with a 95 % percentile interval from redrawing the studies.
+
+    Parameters
+    ----------
+    statistic : e.g. `within_level_auroc`
+    groups : patient of each row, where one patient has several (a crop and its twin); by default each row is one
+    draws : redrawn cohorts; those for which the statistic is NaN are left out
+    """
+    y, scores = _checked(y, scores)
+    _, member = np.unique(np.arange(len(y)) if groups is None else np.asarray(groups), return_inverse=True)
+    rows = [np.flatnonzero(member == g) for g in range(member.max() + 1)]
+    values = []
+    for _ in range(draws):
+        drawn = np.concatenate([rows[g] for g in generator.integers(len(rows), size=len(rows))])
+        values.append(statistic(y[drawn], scores[drawn]))
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return Estimate(float(statistic(y, scores)), float(low), float(high))
+
+
+def skill(losses, constant) -> float:
+    """Share of the constant's loss that a model takes away: 1 - mean loss / mean loss of the constant.
+
+    1 = never wrong, 0 = the constant, below 0 = worse than knowing nothing. `(n,)` losses of the same studies.
+    """
+    losses, constant = np.asarray(losses, dtype=np.float64), np.asarray(constant, dtype=np.float64)
+    if losses.shape != constant.shape or losses.ndim != 1 or not constant.mean() > 0:
+        raise ParameterError(
+            "skill(losses, constant)",
+            found=f"shapes {losses.shape} and {constant.shape}, mean of the constant {constant.mean():.3g}",
+            expected="one loss a study from both, in the same order, the constant's above 0",
+            remedy="compute both with metrics.plain_bce_per_study on the same studies.",
+        )
+    return float(1 - losses.mean() / constant.mean())
+
+
+def _checked(y, scores) -> tuple[np.ndarray, np.ndarray]:
+    y, scores = np.asarray(y, dtype=np.float64), np.asarray(scores, dtype=np.float64)
+    good = y.ndim == 2 and y.shape == scores.shape and y.shape[1] == len(TARGETS)
+    if not good or not np.isin(y[~np.isnan(y)], (0, 1)).all() or np.isnan(scores[~np.isnan(y)]).any():
+        raise ParameterError(
+            "y, scores",
+            found=f"shapes {y.shape} and {scores.shape}, y of {np.unique(y)[:5].tolist()}",
+            expected=f"(n, {len(TARGETS)}) each; y of 0, 1 and NaN; a score wherever y is told",
+            remedy="pass labels and predictions of the same studies in the order of anatomy.TARGETS.",
+        )
+    return y, scores
