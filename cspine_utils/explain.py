@@ -55,7 +55,7 @@ def rollout(model: ViT3D, x: Tensor, target: str) -> Tensor:
     for weights in kept:
         arrived = (0.5 * weights.mean(dim=1) + 0.5 * itself) @ arrived
     with torch.no_grad():
-        return _to_voxels(model, read, _heard(model, read, index, arrived))
+        return _to_voxels(model, x, read, _heard(model, read, index, arrived))
 
 
 def gradient_attention(model: ViT3D, x: Tensor, target: str) -> Tensor:
@@ -74,13 +74,13 @@ def gradient_attention(model: ViT3D, x: Tensor, target: str) -> Tensor:
         helped = (weights * gradient).clamp_min(0).mean(dim=1).detach()
         relevance = relevance + helped @ relevance
     with torch.no_grad():
-        return _to_voxels(model, read, _heard(model, read, index, relevance))
+        return _to_voxels(model, x, read, _heard(model, read, index, relevance))
 
 
 def token_evidence(model: ViT3D, x: Tensor) -> Tensor:
     """Probability of a fracture that each token says of itself: `(b, f, h, w)`, float32; head "mask" alone."""
     with torch.no_grad():
-        return _boxes(model, model.evidence(x)[:, len(TARGETS) :].sigmoid())
+        return _boxes(model, x, model.evidence(x)[:, len(TARGETS) :].sigmoid())
 
 
 def _target(model: ViT3D, target: str) -> int:
@@ -100,19 +100,20 @@ def _heard(model: ViT3D, read: Read, index: int, arrived: Tensor) -> Tensor:
     return (shares @ arrived)[:, 0]
 
 
-def _to_voxels(model: ViT3D, read: Read, values: Tensor) -> Tensor:
+def _to_voxels(model: ViT3D, x: Tensor, read: Read, values: Tensor) -> Tensor:
     """Values of the tokens that were read, `(b, m)`, at their places on the study's frames, `(b, f, h, w)`."""
     values = values[:, model.head.extra :].float()
     if read.place is not None:
         values = values if read.keep is None else torch.where(read.keep, values, 0.0)
-        everywhere = values.new_zeros(len(values), int(np.prod(model.grid)))
+        everywhere = values.new_zeros(len(values), int(np.prod(model.grid_of(x))))
         values = everywhere.scatter(1, read.place, values)
-    return _boxes(model, values)
+    return _boxes(model, x, values)
 
 
-def _boxes(model: ViT3D, values: Tensor) -> Tensor:
+def _boxes(model: ViT3D, x: Tensor, values: Tensor) -> Tensor:
     """Every voxel gets the value of its token: `(b, n)` -> `(b, f, h, w)`."""
-    values = rearrange(values, "b (f h w) -> b f h w", f=model.grid[0], h=model.grid[1])
+    frames, rows, _ = model.grid_of(x)
+    values = rearrange(values, "b (f h w) -> b f h w", f=frames, h=rows)
     sides = {"pf": model.config["frame_patch"], "ph": model.config["patch"], "pw": model.config["patch"]}
     return repeat(values, "b f h w -> b (f pf) (h ph) (w pw)", **sides)
 
