@@ -160,7 +160,8 @@ def point(
     ParameterError : arrays of different shapes, unknown level, a level without voxels or without altered voxels, or
         values that are not finite
     """
-    values, altered, labels = (np.asarray(array) for array in (values, altered, labels))
+    arrays = (a.detach().cpu() if isinstance(a, Tensor) else a for a in (values, altered, labels))
+    values, altered, labels = (np.asarray(array) for array in arrays)
     inside, broken = _vertebra(values, altered, labels, level)
     distance = distance_transform_edt(~broken, sampling=spacing_mm)
     places = np.argwhere(inside)

@@ -208,8 +208,8 @@ CANARIES = [
     Canary(
         "a level listens to the tokens of all levels",
         "cspine_utils/models/heads.py",
-        "masked_fill(~own, -torch.inf)\n        heard = torch.where",
-        "masked_fill(own & ~own, -torch.inf)\n        heard = torch.where",
+        "masked_fill(~own, -torch.inf)\n        pooled",
+        "masked_fill(own & ~own, -torch.inf)\n        pooled",
         "test_heads.py",
     ),
     Canary(

@@ -115,6 +115,18 @@ def test_a_study_alone_has_the_map_that_it_has_in_a_batch(way, head):
         assert not both[in_boxes(OWNERS) == 0].any(), "nobody read there"
 
 
+@pytest.mark.parametrize("way", [explain.rollout, explain.gradient_attention])
+def test_maps_have_the_size_of_the_study_that_was_read(way):
+    """A model with computed positions reads larger studies, too."""
+    net, larger = model("mask", position="sincos"), model("mask", position="sincos", frames=6, size=(12, 8))
+    larger.load_state_dict(net.state_dict())
+    x = torch.cat([study(), study()[:, :2]], dim=1).transpose(3, 4)[:, :, :, :, :8].contiguous()
+    assert x.shape == (2, 6, 3, 12, 8)
+    torch.testing.assert_close(way(net, x, "C3"), way(larger, x, "C3"))
+    torch.testing.assert_close(explain.token_evidence(net, x), explain.token_evidence(larger, x))
+    assert explain.token_evidence(net, x).shape == (2, 6, 12, 8)
+
+
 def test_maps_leave_the_model_as_it_was_and_need_no_gradients_of_weights():
     net, x = model("mask"), study()
     expected = explain.gradient_attention(net, x, "C5")

@@ -182,7 +182,9 @@ def test_half_precision_gives_finite_gradients():
     net = model().train()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = net.evidence(study(torch.stack([FULL, FEW, BLANK])))
-    assert found.dtype == torch.float32
+        read = net.encode(study(FEW[None]))
+        assert net.head.evidence(read.tokens).dtype == torch.bfloat16  # what the linear layer itself gives
+        assert net.head.of_tokens(read).dtype == found.dtype == torch.float32, "sums over tokens need its digits"
     found.square().mean().backward()
     for name, p in net.named_parameters():
         assert torch.isfinite(p.grad).all(), name

@@ -334,8 +334,9 @@ def test_the_default_takes_the_course_s_stack():
         (dict(stem="conv", patch=2), r"patch=2 with stem=.conv.*power of two from 4 on.*8 rows and 12 columns: 4\."),
         (dict(stem="conv", size=(96, 192), patch=12), r"96 rows and 192 columns: 4, 8, 16, 32\."),
         (dict(stem="conv", size=(9, 15), patch=3), r'there is none, so take stem="linear"'),
-        (dict(head="mask", channels=1), r"channels=1.*2 channels or more, the last one the mask"),
-        (dict(head="mask", targets=7), r"targets=7.*the 8 targets"),
+        (dict(head="mask", channels=1), r"channels=1 with head=.mask.*2 channels or more, the last one the mask"),
+        (dict(stem="conv", channels=1), r"channels=1 with stem=.conv.*2 channels or more, the last one the mask"),
+        (dict(head="mask", targets=7), r"targets=7 with head=.mask.*the 8 of anatomy.TARGETS"),
     ],
 )
 def test_impossible_sizes_are_refused_with_the_possible_ones(changes, message):
@@ -365,6 +366,31 @@ def test_inputs_of_another_type_are_refused():
     for ratio in (float("nan"), float("inf")):
         with pytest.raises(ModelError, match="mlp_ratio"):
             small(mlp_ratio=ratio)
+
+
+@pytest.mark.parametrize("variant", ["cls", "targets", "mask"])
+def test_computed_positions_take_a_study_of_another_size(variant):
+    """As a model of that size with the same weights."""
+    model, other = small(**VARIANTS[variant]), small(**VARIANTS[variant], frames=9, size=(12, 16))
+    other.load_state_dict(model.state_dict())
+    x = study(shape=(9, 5, 12, 16))
+    with torch.no_grad():
+        torch.testing.assert_close(model(x), other(x))
+        if model.head.reads_mask:
+            assert model.evidence(x).shape == (2, 8 + 3 * 3 * 4)
+            torch.testing.assert_close(model.evidence(x), other.evidence(x))
+
+
+def test_learned_positions_and_sizes_that_do_not_divide_are_refused():
+    for changes, x in (
+        ({}, study(shape=(9, 5, 12, 16))),
+        ({"position": "sincos"}, study(shape=(9, 5, 12, 14))),
+        ({"position": "sincos"}, study(shape=(8, 5, 12, 16))),
+        ({"position": "sincos"}, study(shape=(9, 4, 12, 16))),
+        ({"position": "sincos"}, study(shape=(9, 5, 12, 16)).double()),
+    ):
+        with pytest.raises(ModelError, match=r"ViT3D.forward.*expected float32"):
+            small(**changes)(x)
 
 
 def test_evidence_is_asked_of_a_head_that_has_it():

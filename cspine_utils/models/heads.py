@@ -202,8 +202,7 @@ class MaskHead(Head):
         own = _own(read)
         count = own.sum(dim=-1)  # (b, 7)
         heard = evidence[:, None].masked_fill(~own, -torch.inf)
-        heard = torch.where(count[..., None] > 0, heard, 0.0)  # an empty level: keeps -inf out of the gradient
-        pooled = heard.logsumexp(dim=-1) - heard.isfinite().sum(dim=-1).log()
+        pooled = heard.logsumexp(dim=-1) - count.clamp_min(1).log()  # of an empty level -inf, which nobody hears
         levels = self.gain * torch.where(count > 0, pooled, 0.0) + self.bias[:-1]
         patient = noisy_or(levels) + self.bias[-1]
         return torch.cat([levels, patient[:, None]], dim=1)

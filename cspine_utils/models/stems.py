@@ -26,8 +26,8 @@ class ConvStem(nn.Module):
 
     Each stage halves rows and columns; the second one also joins `frame_patch` frames, and is followed by one more
     convolution that looks at neighbouring groups of frames. A fracture is a thin line in a box of thousands of numbers:
-    convolutions look for it at every place with the same few weights, a linear layer has to learn it anew for each place.
-    (Xiao et al. 2021, arXiv 2106.14881, found the same for pictures.)
+    convolutions look for it at every place with the same few weights, a linear layer has to learn it anew for each
+    place. (Xiao et al. 2021, arXiv 2106.14881, found the same for pictures.)
 
     The last channel is the mask. A label is a name, not an amount, so it comes in as two numbers (`label_codes`).
 

@@ -154,10 +154,11 @@ class ViT3D(StudyClassifier):
     mlp_ratio : width of each block's inner layer, in units of `dim`
     dropout : share dropped in training, in [0, 1)
     drop_path : stochastic depth, in [0, 1): the last block's share; it rises evenly from 0 in the first block
-    stem : "linear", one layer on all numbers of a box, or "conv", see `stems.ConvStem`
+    stem : "linear", one layer on all numbers of a box, or "conv", see `stems.ConvStem`; "conv" takes the last channel
+        for the mask of the vertebrae, as `stacks.normalise` gives it
     position : "learned", one vector a token, or "sincos", which fit any grid (`stems.sincos_positions`)
-    head : "mean", "cls", "targets" or "mask", see `heads`. "mask" takes the last channel for the mask of the vertebrae,
-        as `stacks.normalise` gives it, and reads only the tokens that hold some of C1-C7, a sixth of a neck's.
+    head : "mean", "cls", "targets" or "mask", see `heads`; "mask" takes the last channel for the mask, too, and its
+        blocks read only the tokens that hold some of C1-C7, a sixth of a neck's
     targets : number of logits, in the order of `anatomy.TARGETS`
 
     Attributes
@@ -340,8 +341,11 @@ def _checked_size(config: dict) -> tuple[int, int]:
         expected = f"a power of two from 4 on that divides {size[0]} rows and {size[1]} columns: "
         expected += ", ".join(map(str, fitting)) if fitting else 'there is none, so take stem="linear"'
         raise refused("ViT3D", "patch", found=f'patch={patch} with stem="conv"', expected=expected)
-    if config["head"] == "mask" and (config["channels"] < 2 or config["targets"] != len(TARGETS)):
-        found = f'head="mask" with channels={config["channels"]} and targets={config["targets"]}'
-        expected = f"2 channels or more, the last one the mask, and the {len(TARGETS)} targets of anatomy.TARGETS"
-        raise refused("ViT3D", "head", found=found, expected=expected)
+    for part, reader in (("stem", "conv"), ("head", "mask")):
+        if config[part] == reader and config["channels"] < 2:
+            found, expected = f'channels=1 with {part}="{reader}"', "2 channels or more, the last one the mask"
+            raise refused("ViT3D", "channels", found=found, expected=expected)
+    if config["head"] == "mask" and config["targets"] != len(TARGETS):
+        found, expected = f'targets={config["targets"]} with head="mask"', f"the {len(TARGETS)} of anatomy.TARGETS"
+        raise refused("ViT3D", "targets", found=found, expected=expected)
     return size
