@@ -169,7 +169,7 @@ class _Crops:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
             batch_size=self.profile.crop_batch, learning_rate=self.profile.crop_rate, schedule="linear",
-            warmup_steps=_warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, precision=self.profile.precision,
+            train_sample=64, warmup_steps=_warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, precision=self.profile.precision,
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=_auroc, progress=self.progress,
         )  # fmt: skip
 
@@ -207,7 +207,7 @@ class _Necks:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
-            warmup_steps=_warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, precision=self.profile.precision, best_by="validation_bce",
+            train_sample=64, warmup_steps=_warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, precision=self.profile.precision, best_by="validation_bce",
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=_auroc,
             augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress, base_rates=self.rates,
         )  # fmt: skip
