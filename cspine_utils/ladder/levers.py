@@ -5,19 +5,19 @@ Every step trains on the same crops, for as many of them, and is judged on the s
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from cspine_utils import crops, evidence, ranking, training
+from cspine_utils import crops, evidence, training
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
 from .profiles import Profile
-from .rungs import CHOOSE, CLOSER, CROPS_SEED, FRAME_PATCH, JUDGE, PATCH
+from .rungs import CHOOSE, CLOSER, CROPS_SEED, FRAME_PATCH, JUDGE, PATCH, validation_auroc, warmup
 
 
 @dataclass(frozen=True)
@@ -63,23 +63,25 @@ def pull(
     the numbers of `judge.of_crops`
     """
     out = Path(out)
-    folder = out / "data" / f"crops-{difficulty}"
-    for first, count in ((0, profile.crop_pairs), (CHOOSE, profile.crop_choose), (JUDGE, profile.crop_judge)):
-        crops.render_crops(folder, count, difficulty=difficulty, seed=CROPS_SEED, first=first, progress=progress)
+    folder, form = out / "data" / f"crops-{difficulty}", replace(crops.CropForm(), study_size=profile.study_size)
+    for first, count in ((0, profile.lever_pairs), (CHOOSE, profile.crop_choose), (JUDGE, profile.crop_judge)):
+        crops.render_crops(
+            folder, count, difficulty=difficulty, seed=CROPS_SEED, first=first, form=form, progress=progress
+        )
     choose = crops.TwinCrops(folder, range(CHOOSE, CHOOSE + profile.crop_choose))
     held_out = crops.TwinCrops(folder, range(JUDGE, JUDGE + profile.crop_judge))
     parts = []
     for number, name in enumerate(names):
         lever = LEVERS[name]
         taught = crops.TwinCrops(
-            folder, range(profile.crop_pairs), closer=CLOSER if lever.closer else None, twins=lever.twins
+            folder, range(profile.lever_pairs), closer=CLOSER if lever.closer else None, twins=lever.twins
         )
         model, objective = _model(lever, profile, seed), _objective(lever)
         result = training.fit(
             model, taught, choose, out=out / str(seed) / f"lever-{list(LEVERS).index(name)}", epochs=profile.lever_epochs,
-            batch_size=profile.lever_batch, learning_rate=lever.rate, schedule="linear", warmup_steps=20,
+            batch_size=profile.lever_batch, learning_rate=lever.rate, schedule="linear", warmup_steps=warmup(taught, profile.lever_batch),
             weight_decay=0.01, precision=profile.precision, generator=torch.Generator().manual_seed(seed),
-            objective=objective, train_sample=64, measure=_auroc, progress=progress,
+            objective=objective, train_sample=64, measure=validation_auroc, progress=progress,
         )  # fmt: skip
         y, p = training.predict(model, held_out, batch_size=14, objective=objective)
         numbers = judge.of_crops(y, p, held_out.patients, np.random.default_rng(seed))
@@ -102,7 +104,3 @@ def _model(lever: Lever, profile: Profile, seed: int) -> ViT3D:
 def _objective(lever: Lever):
     settings = {"frame_patch": FRAME_PATCH, "patch": PATCH, "token_weight": lever.token_weight}
     return evidence.objective(**settings)
-
-
-def _auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    return {"validation_auroc": ranking.within_level_auroc(y, logits)}
