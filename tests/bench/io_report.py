@@ -143,7 +143,8 @@ def _rate(contest, name: str) -> str:
 
 def table(head: list[str], rows: list[list[str]]) -> str:
     """Markdown; the columns of words are named here, all others are set to the right."""
-    ruler = "|".join("---" if name in ("reader", "headers only", "model", "how", "what", "") else "---:" for name in head)
+    words = ("reader", "headers only", "model", "how", "what", "")
+    ruler = "|".join("---" if name in words else "---:" for name in head)
     return "\n".join([f"| {' | '.join(head)} |", f"|{ruler}|", *(f"| {' | '.join(row)} |" for row in rows)])
 
 
