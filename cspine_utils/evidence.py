@@ -23,13 +23,13 @@ from cspine_utils.stacks import CHANNELS, labels_of
 def objective(
     *, frame_patch: int, patch: int, least: int = 6, token_weight: float = 5.0, positive_weight: float = 5.0
 ) -> Objective:
-    """Cross-entropy of the study's targets plus that of the tokens; models with a method `evidence`.
+    """Cross-entropy of the study's targets plus that of the tokens, for models with a method `evidence`.
 
     Parameters
     ----------
     frame_patch, patch : of the model's tokens
     least : a token is broken if it holds so many marked voxels of its own vertebra
-    token_weight : of the tokens' cross-entropy; 0 trains with the study's labels alone
+    token_weight : of the tokens' cross-entropy; 0 trains with the study's labels alone, and any model will do
     positive_weight : of a broken token: few are
 
     Targets that are NaN are not told and count for nothing. After `prepare`, y is `(b, 8 + n)`.
@@ -52,6 +52,8 @@ def objective(
                 expected=f"(b, f, {CHANNELS + 1}, h, w), the last channel the marked voxels",
                 remedy="use StackDataset(..., evidence=True) or crops.TwinCrops.",
             )
+        if not token_weight:
+            return x[:, :, :CHANNELS], y
         tokens = token_targets(x, frame_patch=frame_patch, patch=patch, least=least)
         return x[:, :, :CHANNELS], torch.cat([y, tokens], dim=1)
 
@@ -69,7 +71,7 @@ def objective(
         loss=loss,
         remedy="use a model with head='mask' and the frame_patch and patch of the objective",
         prepare=prepare,
-        answer=lambda model, x: model.evidence(x),
+        answer=lambda model, x: model.evidence(x) if token_weight else model(x),
         image=first_targets,
         smooth=smooth_labels,
         report={"bce": lambda logits, y: cross_entropy(first_targets(logits), first_targets(y))},

@@ -136,10 +136,8 @@ def _check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
                 expected=f"the weights of {start}, which it begins with",
                 remedy=f"climb {start} first, or name it before {name}.",
             )
-        if path.exists() and json.loads(path.read_text())["profile"] != asdict(profile):
-            raise ParameterError(
-                path, found="a rung climbed with another profile", expected=str(profile), remedy="name another out."
-            )
+        if path.exists():
+            _check_same_profile(path, RUNGS[name].kind, profile)
         shared = _shared(name, profile)
         if shared:
             raise ParameterError(
@@ -148,6 +146,21 @@ def _check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
                 expected=f"at most {JUDGE - CHOOSE} that choose, and at most {RUNGS['necks-easy'].first} that teach",
                 remedy="take fewer.",
             )
+
+
+def _check_same_profile(path: Path, kind: str, profile: Profile) -> None:
+    """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind."""
+    of_others = ("lever", "neck") if kind == "crops" else ("lever", "crop")
+    there, here = json.loads(path.read_text())["profile"], asdict(profile)
+    matter = [key for key in there if key in here and not key.startswith(of_others)]
+    other = [key for key in matter if there[key] != here[key]]
+    if other:
+        raise ParameterError(
+            path,
+            found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
+            expected=", ".join(f"{key}={here[key]}" for key in other),
+            remedy="name another out, or the profile that climbed it.",
+        )
 
 
 def _shared(name: str, profile: Profile) -> set[int]:
@@ -240,7 +253,7 @@ class _Crops:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
             batch_size=self.profile.crop_batch, learning_rate=self.profile.crop_rate, schedule="linear",
-            warmup_steps=_warmup(self.taught, self.profile.crop_batch), weight_decay=0.01,
+            warmup_steps=_warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, generator=torch.Generator().manual_seed(seed), objective=_objective(),
             measure=_auroc, progress=self.progress,
         )  # fmt: skip
@@ -279,7 +292,7 @@ class _Necks:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
-            warmup_steps=_warmup(self.taught, self.profile.neck_batch), weight_decay=0.01,
+            warmup_steps=_warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, best_by="validation_bce",
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=_auroc,
             augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress, base_rates=self.rates,

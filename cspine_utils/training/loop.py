@@ -8,7 +8,7 @@ from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 from tqdm import tqdm
 
 from cspine_utils.checkpoints import Run
@@ -46,10 +46,17 @@ class Loop:
         torch.manual_seed(self.seed)
         if base_rates is not None:
             _set_base_rates(self.model, base_rates)
-        seen = self.look(train)
+        seen = self.look(self.sample(train))
         if seen.y is not None:
             self.run.notes = trouble.empty_classes(seen.y, "training studies")
         return {"train_loss": seen.loss, "learning_rate": 0.0, "gradient_norm": 0.0}
+
+    def sample(self, train: Dataset) -> Dataset:
+        """The training studies whose loss is measured before the first epoch and at the best: all, or evenly picked."""
+        wanted = self.run.settings["train_sample"]
+        if wanted is None or wanted >= len(train):
+            return train
+        return Subset(train, [i * len(train) // wanted for i in range(wanted)])
 
     def epoch(self, train: Dataset, epoch: int, bar: tqdm) -> dict:
         """One pass over the studies; the train loss is the mean of the losses met on the way."""

@@ -65,6 +65,7 @@ def check(settings: dict, objective) -> None:
         ("weight_decay", lambda v: number(v, zero=True), "a number, 0 or more"),
         ("clip", lambda v: v is None or number(v), "a number above 0, or None"),
         ("label_smoothing", lambda v: number(v, zero=True) and v < 1, "a share in [0, 1)"),
+        ("train_sample", lambda v: v is None or whole(v, 1), "an integer, 1 or more, or None"),
         ("patience", lambda v: v is None or whole(v, 1), "an integer, 1 or more, or None"),
         ("best_by", lambda v: isinstance(v, str), "the name of a column of the history"),
         ("precision", lambda v: v in PRECISIONS, f"one of {', '.join(PRECISIONS)}"),
