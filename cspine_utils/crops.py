@@ -22,7 +22,7 @@ from tqdm import tqdm
 
 from cspine_utils import parallel, phantom, stacks
 from cspine_utils.anatomy import LABEL_IDS, LEVELS, TARGETS
-from cspine_utils.errors import ParameterError, StackError
+from cspine_utils.errors import ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
 
 #: A piece of a crop shows its fracture if so many altered voxels (of about 1 mm3) are in it.
@@ -52,7 +52,8 @@ class CropForm:
     study_size: int = 160
 
     def __post_init__(self):
-        _check_counts(frames=(self.frames, 1), size=(self.size, 1))
+        check_whole_number("frames", self.frames, 1)
+        check_whole_number("size", self.size, 1)
         for name in ("frame_mm", "pixel_mm"):
             length = getattr(self, name)
             if not isinstance(length, Real) or not 0.1 <= length <= 10:
@@ -83,7 +84,8 @@ def render_crops(
     ParameterError : a folder of other crops; arguments that cannot be
     StackError : a pair that could not be rendered
     """
-    _check_counts(count=(count, 0), first=(first, 0))
+    check_whole_number("count", count, 0)
+    check_whole_number("first", first, 0)
     phantom.draw_plan(seed, first, size=form.study_size, difficulty=difficulty)  # refuses before a folder is claimed
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -289,19 +291,11 @@ def _render_one(out: str, difficulty: str, seed: int, form: CropForm, number: in
     os.replace(temporary, path)
 
 
-def _check_counts(**counts: tuple[object, int]) -> None:
-    """Raise ParameterError for the first argument, name=(value, least), that is no whole number from `least` up."""
-    for name, (value, least) in counts.items():
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < least:
-            raise ParameterError(
-                name, found=repr(value), expected=f"a whole number from {least} up", remedy="count in whole numbers."
-            )
-
-
 def _check_closer(closer, form: dict) -> None:
     """Raise ParameterError unless a piece (frames, size) fits into crops of this form."""
     frames, size = closer
-    _check_counts(**{"closer[0]": (frames, 1), "closer[1]": (size, 1)})
+    check_whole_number("frames of closer", frames, 1)
+    check_whole_number("size of closer", size, 1)
     if frames > form["frames"] or size > form["size"]:
         raise ParameterError(
             "closer",

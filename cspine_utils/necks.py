@@ -1,7 +1,8 @@
 """Whole synthetic necks straight into a store of stacks: hundreds of them in minutes, without DICOM files in between.
 
-`phantom.write_cohort` and `stacks.prepare` lead to the same values (but for the noise, which is drawn anew); they are
-the way for a cohort that somebody reads as files.
+`phantom.write_cohort` and `stacks.prepare` lead to the same values, but for the noise, which is drawn anew, and for a
+rim: where the square reaches beyond the part of the scan that is rendered, it shows air. They are the way for a cohort
+that somebody reads as files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from tqdm import tqdm
 
 from cspine_utils import parallel, phantom, stacks
 from cspine_utils.anatomy import LEVELS, TARGETS
-from cspine_utils.errors import CSpineError, ParameterError, StackError
+from cspine_utils.errors import CSpineError, ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
 from cspine_utils.stacks.store import locked
 from cspine_utils.volume import Volume
@@ -63,8 +64,7 @@ def render_necks(
     ParameterError : arguments that cannot be
     StackError : a neck that could not be rendered or stored
     """
-    if not isinstance(count, int | np.integer) or isinstance(count, bool) or count < 0:
-        raise ParameterError("count", found=repr(count), expected="a whole number from 0 up", remedy="e.g. 40.")
+    check_whole_number("count", count, 0)
     plans = [
         phantom.draw_plan(seed, i, size=form.study_size, difficulty=difficulty, prevalence=prevalence)
         for i in range(first, first + count)

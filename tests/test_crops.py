@@ -56,9 +56,9 @@ def test_twins_differ_at_the_fracture_alone(folder):
 
 
 def test_crop_of_takes_the_middle_voxel_for_voxel():
-    """At the volume's own spacing a crop of even size is the middle itself; of odd places it is halfway between."""
+    """At the volume's own spacing a crop is the middle itself; where the middle lies between voxels, halfway."""
     rng = np.random.default_rng(0)
-    shape = (16, 13, 14)
+    shape = (16, 13, 15)
     rendered = phantom.Rendered(
         hu=rng.integers(-1000, 2000, shape).astype(np.int16),
         labels=rng.integers(0, 9, shape).astype(np.uint8),
@@ -67,15 +67,16 @@ def test_crop_of_takes_the_middle_voxel_for_voxel():
         boxes=(), fractures=(),
     )  # fmt: skip
     hu, labels, altered = crop_of(rendered, CropForm(frames=3, size=7, frame_mm=1.6, pixel_mm=1.5))
-    middle = slice(5, 11), slice(3, 10)
-    columns = [slice(3 + step, 10 + step) for step in (0, 1)]  # 14 - 7 is odd: between two columns
-    between = sum(rendered.hu[(*middle, part)].astype(float) for part in columns) / 2
-    assert hu.dtype == np.int16 and np.abs(hu - between).max() <= 0.5
-    assert any(np.array_equal(labels, rendered.labels[(*middle, part)]) for part in columns)
-    assert any(np.array_equal(altered, rendered.altered[(*middle, part)][::2]) for part in columns)
-    hu, _, _ = crop_of(rendered, CropForm(frames=3, size=7, frame_mm=1.6, pixel_mm=3.0))
-    assert hu[0, 3, 3] == pytest.approx(between[0, 3, 3], abs=0.5), "of twice the pixels, the same middle"
-    assert hu[2, 2, 3] == pytest.approx(between[2, 1, 3], abs=0.5)
+    middle = slice(5, 11), slice(3, 10), slice(4, 11)
+    assert hu.dtype == np.int16 and np.array_equal(hu, rendered.hu[middle])
+    assert np.array_equal(labels, rendered.labels[middle])
+    assert np.array_equal(altered, rendered.altered[middle][::2])
+    coarse, labels, _ = crop_of(rendered, CropForm(frames=3, size=3, frame_mm=1.6, pixel_mm=3.0))
+    every_other = slice(5, 11), slice(4, 9, 2), slice(5, 10, 2)
+    assert np.array_equal(coarse, rendered.hu[every_other]) and np.array_equal(labels, rendered.labels[every_other])
+    even, _, _ = crop_of(rendered, CropForm(frames=3, size=6, frame_mm=1.6, pixel_mm=1.5))
+    rows = rendered.hu[5:11].astype(float)[:, 3:10, 4:11]
+    assert np.abs(even - (rows[:, 1:, 1:] + rows[:, 1:, :-1] + rows[:, :-1, 1:] + rows[:, :-1, :-1]) / 4).max() <= 0.5
 
 
 def test_a_stored_pair_is_the_vertebra_of_its_plan(folder):
@@ -249,7 +250,8 @@ def test_twins_stand_side_by_side_with_one_view(folder):
     assert all(order[0::2] == [i - 1 for i in order[1::2]] and all(i % 2 == 0 for i in order[0::2]) for order in orders)
     assert len({tuple(order) for order in orders}) > 1
     broken, intact = samples[2][0], samples[3][0]
-    assert torch.equal(broken[:, 5], intact[:, 5]), "the same piece, mirrored alike"
+    alike = (broken[:, :5] == intact[:, :5]).float().mean()
+    assert 0.5 < alike < 1 and intact[:, :5].std() > 0.5, "the same piece, mirrored alike, noise included"
     apart = TwinCrops(folder, NUMBERS, closer=CLOSER, twins=False)
     orders = [apart.epoch_order(generator(seed)) for seed in range(6)]
     assert all(sorted(order) == list(range(2 * COUNT)) for order in orders)

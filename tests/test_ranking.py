@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from sklearn.metrics import roc_auc_score
 
 from cspine_utils import metrics
 from cspine_utils.anatomy import LEVELS, TARGETS
@@ -35,6 +36,13 @@ def test_by_brute_force():
     assert len({round(value, 6) for value in by_target}) == 8, "a fixture in which a column cannot stand for another"
     assert within_level_auroc(y, scores) == pytest.approx(np.mean(by_target[:7]))
     assert pooled_auroc(y, scores) == pytest.approx(counted(y[:, :7].ravel(), scores[:, :7].ravel()))
+
+
+def test_equals_scikit_learn():
+    y, scores = case(500, seed=1)
+    for k, found in enumerate(aurocs(y, scores)):
+        told = ~np.isnan(y[:, k])
+        assert found == pytest.approx(roc_auc_score(y[told, k], scores[told, k]), abs=1e-12)
 
 
 def test_levels_alone_look_like_learning_only_when_pooled():
