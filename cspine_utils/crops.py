@@ -1,8 +1,8 @@
 """Vertebrae cut out of synthetic necks, each beside its intact twin: what a small transformer learns to see from.
 
-A crop has the form of a piece of the study tensor: f frames of six channels, [slice n-2 ... n+2, mask n], at nearly the
-spacing that whole stacks have, so that what is learned here can be used there. Two crops of a pair differ in nothing but
-the fracture; they even share their noise.
+A crop has the form of a piece of the study tensor: f frames of six channels, [slice n-2 ... n+2, mask n], at nearly
+the spacing that whole stacks have, so that what is learned here can be used there. Two crops of a pair differ in
+nothing but the fracture; they even share their noise.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import os
 from dataclasses import asdict, dataclass
 from functools import partial
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +22,7 @@ from tqdm import tqdm
 
 from cspine_utils import parallel, phantom, stacks
 from cspine_utils.anatomy import LABEL_IDS, LEVELS, TARGETS
-from cspine_utils.errors import ParameterError, StackError
+from cspine_utils.errors import ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
 
 #: A piece of a crop shows its fracture if so many altered voxels (of about 1 mm3) are in it.
@@ -40,6 +41,8 @@ class CropForm:
     frames, size : f and the h = w of its tensor `(f, 6, h, w)`
     frame_mm, pixel_mm : from frame to frame, and from pixel to pixel; a whole stack has 105 frames on 95-120 mm
     study_size : pixels across of the study that it is cut from: 160 give voxels of 1.0-1.1 mm
+
+    Raises ParameterError for a form that cannot be.
     """
 
     frames: int = 40
@@ -47,6 +50,14 @@ class CropForm:
     frame_mm: float = 1.05
     pixel_mm: float = 1.0
     study_size: int = 160
+
+    def __post_init__(self):
+        check_whole_number("frames", self.frames, 1)
+        check_whole_number("size", self.size, 1)
+        for name in ("frame_mm", "pixel_mm"):
+            length = getattr(self, name)
+            if not isinstance(length, Real) or not 0.1 <= length <= 10:
+                raise ParameterError(name, found=repr(length), expected="0.1 to 10 mm", remedy="about 1 mm is usual.")
 
     @property
     def box_mm(self) -> tuple[float, float, float]:
@@ -70,8 +81,12 @@ def render_crops(
 
     Raises
     ------
-    ParameterError : a folder of other crops
+    ParameterError : a folder of other crops; arguments that cannot be
+    StackError : a pair that could not be rendered
     """
+    check_whole_number("count", count, 0)
+    check_whole_number("first", first, 0)
+    phantom.draw_plan(seed, first, size=form.study_size, difficulty=difficulty)  # refuses before a folder is claimed
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     _claim(out, {"difficulty": difficulty, "seed": seed, "phantom": VERSION, **asdict(form)})
@@ -116,22 +131,28 @@ class View:
 
 
 class TwinCrops(torch.utils.data.Dataset):
-    """Pairs written by `render_crops` as samples: items 2i and 2i + 1 are the broken crop and the intact one of pair i.
+    """Pairs written by `render_crops` as samples: items 2i and 2i + 1 are the broken and the intact crop of pair i.
 
-    x is float32 `(f, 7, h, w)`: the six channels as `stacks.normalise` gives them, then 1 where the fracture altered the
-    centre slice and 0 elsewhere. y is float32 `(8,)` with the crop's own level 0 or 1 and NaN, "not told", elsewhere.
+    x is float32 `(f, 7, h, w)`: the six channels as `stacks.normalise` gives them, then 1 where the fracture altered
+    the centre slice and 0 elsewhere. y is float32 `(8,)` with the crop's own level 0 or 1 and NaN, "not told",
+    elsewhere.
 
     Parameters
     ----------
     folder, numbers : the pairs to use
     window : a key of `stacks.WINDOWS`
-    closer : (frames, size) of the pieces that are looked at in training, None for whole crops. Half of them lie around a
-        broken voxel, half around any voxel of the vertebra. A piece costs a quarter of a crop and shows what matters.
+    closer : (frames, size) of the pieces that are looked at in training, None for whole crops. Half of them lie around
+        a broken voxel, half around any voxel of the vertebra. A piece costs a quarter of a crop and shows what matters.
     twins : `epoch_order` puts the two of a pair side by side; False shuffles all crops
     voxels : False gives NaN instead of the altered voxels: the image label alone
 
-    Pieces, mirror images and brightness are drawn by `epoch_order`, which training calls at the start of an epoch. A set
-    for which it was never called shows whole crops as they are.
+    Pieces, mirror images and brightness are drawn by `epoch_order`, which training calls at the start of an epoch. A
+    set for which it was never called shows whole crops as they are.
+
+    Raises
+    ------
+    StackError : pairs that the folder does not have, a window that there is not
+    ParameterError : pieces larger than the crops
     """
 
     def __init__(
@@ -141,6 +162,7 @@ class TwinCrops(torch.utils.data.Dataset):
         self.folder, self.numbers, self.window = Path(folder), list(numbers), window
         self.closer, self.twins, self.voxels = closer, twins, voxels
         self.views: dict[int, View] = {}
+        stacks.scale_hu(np.zeros(1, np.float32), window)  # refuses a window that there is not
         absent = [i for i in self.numbers if not _file(self.folder, i).is_file()]
         if absent:
             raise StackError(
@@ -149,6 +171,8 @@ class TwinCrops(torch.utils.data.Dataset):
                 expected=f"{len(self.numbers)} pairs",
                 remedy="write them with crops.render_crops.",
             )
+        if closer is not None:
+            _check_closer(closer, json.loads((self.folder / "crops.json").read_text()))
 
     def __len__(self) -> int:
         return 2 * len(self.numbers)
@@ -198,7 +222,7 @@ class TwinCrops(torch.utils.data.Dataset):
             shown = (labels[::2][view.place] == LABEL_IDS[LEVELS[number % len(LEVELS)]]).any()
             return 0.0 if shown else float("nan")
         seen = int(altered[view.place].sum())
-        return 1.0 if seen >= min(ENOUGH_VOXELS, int(altered.sum())) else float("nan")
+        return 1.0 if seen and seen >= min(ENOUGH_VOXELS, int(altered.sum())) else float("nan")
 
     def _draw_view(self, pair: int, rng: np.random.Generator) -> View:
         _, labels, altered = self._read(pair)
@@ -265,6 +289,20 @@ def _render_one(out: str, difficulty: str, seed: int, form: CropForm, number: in
     with open(temporary, "wb") as file:
         np.savez(file, hu=np.stack(hu), labels=np.stack(labels), altered=altered[BROKEN])
     os.replace(temporary, path)
+
+
+def _check_closer(closer, form: dict) -> None:
+    """Raise ParameterError unless a piece (frames, size) fits into crops of this form."""
+    frames, size = closer
+    check_whole_number("frames of closer", frames, 1)
+    check_whole_number("size of closer", size, 1)
+    if frames > form["frames"] or size > form["size"]:
+        raise ParameterError(
+            "closer",
+            found=f"{frames} frames of {size} x {size}",
+            expected=f"at most {form['frames']} frames of {form['size']} x {form['size']}, as the crops have them",
+            remedy="take smaller pieces, or None for whole crops.",
+        )
 
 
 def _claim(out: Path, settings: dict) -> None:

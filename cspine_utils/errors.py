@@ -8,6 +8,7 @@ reason, and goes on; anything else that escapes is a bug.
 from __future__ import annotations
 
 import os
+from numbers import Integral
 
 
 class CSpineError(Exception):
@@ -73,3 +74,11 @@ class TrainingError(CSpineError):
 
 class ParameterError(CSpineError):
     """A function, notebook or command line was given a name or value that it does not take."""
+
+
+def check_whole_number(name: str, value, least: int) -> None:
+    """Raise ParameterError unless the argument is a whole number from `least` up."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ParameterError(
+            name, found=repr(value), expected=f"a whole number from {least} up", remedy="count in whole numbers"
+        )

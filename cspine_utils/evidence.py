@@ -1,8 +1,8 @@
 """Where is it broken? A target for every token, beside the eight of the study.
 
-One label for a neck of which a thousandth part matters teaches a small network nothing in a laptop's time. So each token
-of a vertebra gets a target of its own: does its box hold voxels that were seen to be broken (altered voxels of a synthetic
-neck, or bounding boxes as 235 of the 2,019 real studies have them)?
+One label for a neck of which a thousandth part matters teaches a small network nothing in a laptop's time. So each
+token of a vertebra gets a target of its own: does its box hold voxels that were seen to be broken (altered voxels of a
+synthetic neck, or bounding boxes as 235 of the 2,019 real studies have them)?
 
 The voxels travel as a seventh channel of x, so that augmentation moves both; `objective(...).prepare` takes them off.
 """
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cspine_utils.anatomy import TARGETS
-from cspine_utils.errors import TrainingError
+from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.models.heads import as_boxes, owners
 from cspine_utils.objectives import Objective, first_targets, smooth_labels
 from cspine_utils.stacks import CHANNELS, labels_of
@@ -33,7 +33,16 @@ def objective(
     positive_weight : of a broken token: few are
 
     Targets that are NaN are not told and count for nothing. After `prepare`, y is `(b, 8 + n)`.
+
+    Raises ParameterError for `least` below 1 and for weights that cannot be.
     """
+    if least < 1 or not 0 <= token_weight < float("inf") or not 0 < positive_weight < float("inf"):
+        raise ParameterError(
+            "least, token_weight, positive_weight",
+            found=f"{least}, {token_weight}, {positive_weight}",
+            expected="least from 1 up, token_weight from 0 up, positive_weight above 0",
+            remedy="token_weight=0 trains with the study's labels alone.",
+        )
 
     def prepare(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if x.ndim != 5 or x.shape[2] != CHANNELS + 1:

@@ -1,7 +1,8 @@
 """Whole synthetic necks straight into a store of stacks: hundreds of them in minutes, without DICOM files in between.
 
-`phantom.write_cohort` and `stacks.prepare` lead to the same values (but for the noise, which is drawn anew); they are the
-way for a cohort that somebody reads as files.
+`phantom.write_cohort` and `stacks.prepare` lead to the same values, but for the noise, which is drawn anew, and for a
+rim: where the square reaches beyond the part of the scan that is rendered, it shows air. They are the way for a cohort
+that somebody reads as files.
 """
 
 from __future__ import annotations
@@ -18,8 +19,9 @@ from tqdm import tqdm
 
 from cspine_utils import parallel, phantom, stacks
 from cspine_utils.anatomy import LEVELS, TARGETS
-from cspine_utils.errors import CSpineError, StackError
+from cspine_utils.errors import CSpineError, ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
+from cspine_utils.stacks.store import locked
 from cspine_utils.volume import Volume
 
 
@@ -56,14 +58,20 @@ def render_necks(
     Returns
     -------
     DataFrame, index study, columns `anatomy.TARGETS`: the labels, of 0 and 1; all 0 for twins
+
+    Raises
+    ------
+    ParameterError : arguments that cannot be
+    StackError : a neck that could not be rendered or stored
     """
-    out = Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    check_whole_number("count", count, 0)
     plans = [
         phantom.draw_plan(seed, i, size=form.study_size, difficulty=difficulty, prevalence=prevalence)
         for i in range(first, first + count)
     ]
     plans = [plan for plan in plans if plan.levels or not twins]
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
     tasks = [_Task(str(out), plan, form, prevalence, twins) for plan in plans]
     missing = [task for task in tasks if not task.is_there()]
     bar = tqdm(total=len(tasks), initial=len(tasks) - len(missing), desc="necks", unit="study", disable=not progress)
@@ -110,6 +118,12 @@ def _labels(task: _Task) -> list[int]:
 
 
 def _render_one(task: _Task) -> None:
+    with locked(Path(task.out), task.study):
+        if not task.is_there():  # another run may have made it meanwhile
+            _render_and_store(task)
+
+
+def _render_and_store(task: _Task) -> None:
     form = task.form
     rendered = phantom.render_neck(task.plan, fractured=not task.twin)
     volume = Volume(rendered.hu, rendered.affine)
@@ -126,9 +140,24 @@ class FewBoxes(torch.utils.data.Dataset):
     """A `StackDataset` with evidence that forgets the boxes of fractured studies, but for those that are told.
 
     An intact study needs no boxes: nothing in it is broken.
+
+    Parameters
+    ----------
+    dataset : `StackDataset(..., evidence=True)`
+    told : ids of the studies whose boxes are told
+
+    Raises ParameterError for a dataset without evidence and for studies that it does not have.
     """
 
     def __init__(self, dataset: stacks.StackDataset, told):
+        strangers = sorted(set(told) - set(dataset.studies))
+        if not dataset.evidence or strangers:
+            raise ParameterError(
+                "FewBoxes(dataset, told)",
+                found=f"studies that the dataset does not have: {', '.join(strangers)}" if strangers else "no evidence",
+                expected="StackDataset(..., evidence=True), and some of its studies",
+                remedy="give both for the same studies.",
+            )
         self.dataset, self.told = dataset, set(told)
         self.targets = dataset.targets
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from pathlib import Path
 
 import pandas as pd
@@ -30,8 +31,8 @@ def main(arguments=None) -> None:
         rows.append(climb(chosen.out, profile, rungs=chosen.rungs, seed=seed, workers=workers))
         found = pd.concat(rows, ignore_index=True)
         table.mkdir(parents=True, exist_ok=True)
-        found.drop(columns="profile").round(4).to_csv(table / "ladder.csv", index=False)
-        curves(chosen.out, found).round(5).to_csv(table / "ladder_curves.csv", index=False)
+        _write(found.drop(columns="profile").round(4), table / "ladder.csv")
+        _write(curves(chosen.out, found).round(5), table / "ladder_curves.csv")
     print(found.drop(columns="profile").round(3).T.to_string())
 
 
@@ -46,6 +47,13 @@ def curves(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
             history.insert(0, "rung", rung)
             parts.append(history.drop(columns=["memory_mb"], errors="ignore"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _write(table: pd.DataFrame, path: Path) -> None:
+    """All or nothing: a killed climb leaves the old table or the new one."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    table.to_csv(temporary, index=False)
+    os.replace(temporary, path)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import numpy as np
 from scipy.stats import binomtest
 
 from cspine_utils import metrics, ranking
+from cspine_utils.errors import ParameterError
 
 #: Columns of data/ladder.csv beside those that say what was trained.
 NUMBERS = (
@@ -21,7 +22,17 @@ def of_crops(y: np.ndarray, p: np.ndarray, patients: np.ndarray, rng: np.random.
     ----------
     y, p : `(n, 8)`, a broken crop and its twin in turn, NaN in y for what a crop does not show
     patients : `(n,)`
+
+    Raises ParameterError unless the two of each pair are told for one and the same level, broken first.
     """
+    paired = len(y) % 2 == 0 and ((y[0::2] == 1) == (y[1::2] == 0)).all() and (np.nansum(y, axis=1)[0::2] == 1).all()
+    if not paired:
+        raise ParameterError(
+            "y",
+            found=f"{len(y)} crops that are not a broken one and its twin in turn",
+            expected="pairs, one level told in each, 1 in the first and 0 in the second",
+            remedy="pass the rows in the order of crops.TwinCrops.",
+        )
     auroc = ranking.bootstrap(ranking.within_level_auroc, y, p, generator=rng, groups=patients)
     told = np.where(np.isnan(y), 0.0, p).sum(axis=1)  # one level a crop is told
     wins = (told[0::2] > told[1::2]).sum() + 0.5 * (told[0::2] == told[1::2]).sum()
@@ -52,7 +63,22 @@ def of_necks(y: np.ndarray, p: np.ndarray, rates: np.ndarray, rng: np.random.Gen
 
 
 def of_twins(y: np.ndarray, broken: np.ndarray, intact: np.ndarray) -> dict[str, float]:
-    """How often a fractured level is scored above the same level of the neck's intact twin: y, p, p of the twins."""
+    """How often a fractured level is scored above the same level of the neck's intact twin.
+
+    Parameters
+    ----------
+    y, broken : `(n, 8)`, labels of fractured necks and what is said of them
+    intact : `(n, 8)`, what is said of their twins, in the same order
+
+    Raises ParameterError for no fractured level, or twins of other necks.
+    """
+    if not y.shape == broken.shape == intact.shape or not (y[:, :-1] == 1).any():
+        raise ParameterError(
+            "y, broken, intact",
+            found=f"shapes {y.shape}, {broken.shape}, {intact.shape}, {int((y[:, :-1] == 1).sum())} fractured levels",
+            expected="one shape, and at least one fractured level",
+            remedy="pass fractured necks and their twins in the same order.",
+        )
     told = y[:, :-1] == 1
     gap = (broken - intact)[:, :-1][told]
     wins = (gap > 0).sum() + 0.5 * (gap == 0).sum()

@@ -17,7 +17,7 @@ from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
 from .profiles import Profile
-from .rungs import CHOOSE, CLOSER, CROPS_SEED, FRAME_PATCH, JUDGE, PATCH, validation_auroc, warmup
+from .rungs import CLOSER, CROPS_SEED, FRAME_PATCH, PATCH, Rung, sets, validation_auroc, warmup
 
 
 @dataclass(frozen=True)
@@ -63,30 +63,31 @@ def pull(
     the numbers of `judge.of_crops`
     """
     out = Path(out)
-    folder, form = out / "data" / f"crops-{difficulty}", replace(crops.CropForm(), study_size=profile.study_size)
-    for first, count in ((0, profile.lever_pairs), (CHOOSE, profile.crop_choose), (JUDGE, profile.crop_judge)):
+    folder = out / "data" / f"crops-{difficulty}"
+    form = replace(crops.CropForm(), study_size=profile.study_size)
+    numbers = sets(Rung("crops", difficulty), profile)
+    for part in numbers.values():
         crops.render_crops(
-            folder, count, difficulty=difficulty, seed=CROPS_SEED, first=first, form=form, progress=progress
+            folder, len(part), difficulty=difficulty, seed=CROPS_SEED, first=part.start, form=form, progress=progress
         )
-    choose = crops.TwinCrops(folder, range(CHOOSE, CHOOSE + profile.crop_choose))
-    held_out = crops.TwinCrops(folder, range(JUDGE, JUDGE + profile.crop_judge))
+    choose, held_out = (crops.TwinCrops(folder, numbers[part]) for part in ("choose", "judge"))
     parts = []
     for number, name in enumerate(names):
         lever = LEVERS[name]
-        taught = crops.TwinCrops(
-            folder, range(profile.lever_pairs), closer=CLOSER if lever.closer else None, twins=lever.twins
-        )
+        closer = CLOSER if lever.closer else None
+        taught = crops.TwinCrops(folder, numbers["teach"][: profile.lever_pairs], closer=closer, twins=lever.twins)
         model, objective = _model(lever, profile, seed), _objective(lever)
         result = training.fit(
-            model, taught, choose, out=out / str(seed) / f"lever-{list(LEVERS).index(name)}", epochs=profile.lever_epochs,
-            batch_size=profile.lever_batch, learning_rate=lever.rate, schedule="linear", warmup_steps=warmup(taught, profile.lever_batch),
-            weight_decay=0.01, precision=profile.precision, generator=torch.Generator().manual_seed(seed),
+            model, taught, choose, out=out / str(seed) / f"lever-{list(LEVERS).index(name)}",
+            epochs=profile.lever_epochs, batch_size=profile.lever_batch, learning_rate=lever.rate,
+            schedule="linear", warmup_steps=warmup(taught, profile.lever_batch), weight_decay=0.01,
+            precision=profile.precision, generator=torch.Generator().manual_seed(seed),
             objective=objective, train_sample=64, measure=validation_auroc, progress=progress,
         )  # fmt: skip
         y, p = training.predict(model, held_out, batch_size=14, objective=objective)
-        numbers = judge.of_crops(y, p, held_out.patients, np.random.default_rng(seed))
+        judged = judge.of_crops(y, p, held_out.patients, np.random.default_rng(seed))
         history = result.history.drop(columns=["memory_mb"]).assign(lever=name, seed=seed, number=number)
-        for column, value in numbers.items():
+        for column, value in judged.items():
             history.loc[history.index[-1], column] = value
         parts.append(history)
     return pd.concat(parts, ignore_index=True)

@@ -12,10 +12,10 @@ class Profile:
     Attributes
     ----------
     crop_pairs, crop_choose, crop_judge : pairs to learn from, to choose the epoch by, to judge by
-    crop_epochs, crop_batch : a batch is crops, twins side by side
+    crop_epochs, crop_batch, crop_rate : a batch is crops, twins side by side; the rate is the highest learning rate
     necks, necks_choose, necks_judge : whole studies, likewise
     necks_twins : so many of those that judge are also shown without their fractures
-    neck_epochs, neck_batch
+    neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
     lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans
     dim, depth : of the transformer
@@ -46,8 +46,9 @@ class Profile:
 
 PROFILES = {
     "tiny": Profile(
-        crop_pairs=14, crop_choose=7, crop_judge=14, crop_epochs=1, crop_batch=8, necks=6, necks_choose=4, necks_judge=8, necks_twins=8,
-        neck_epochs=1, lever_pairs=14, lever_epochs=1, lever_batch=8, neck_batch=2, study_size=64, dim=48, depth=1, precision="32-true",
+        crop_pairs=14, crop_choose=7, crop_judge=14, crop_epochs=1, crop_batch=8, necks=6, necks_choose=4,
+        necks_judge=8, necks_twins=8, neck_epochs=1, neck_batch=2, lever_pairs=14, lever_epochs=1, lever_batch=8,
+        study_size=64, dim=48, depth=1, precision="32-true",
     ),
     "laptop": Profile(),
 }  # fmt: skip

@@ -15,6 +15,7 @@ import torch
 
 from cspine_utils import crops, evidence, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
+from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
@@ -81,18 +82,24 @@ def climb(
     ----------
     out : folder: `data/` the rendered sets, `<seed>/<rung>/` the runs
     profile : how much of everything
-    rungs : names; a rung's start must be among them or finished
+    rungs : names; a rung's start must come before it among them, or be finished in `out`
     seed : of weights, order and augmentation
     workers : processes that render, 0 for none but this one
 
     Returns
     -------
     DataFrame, one row a rung: what was trained, and the numbers of `judge`
+
+    Raises
+    ------
+    ParameterError : names that there are not, a start that is missing, a profile whose sets would share patients or
+        with which another profile's rung in `out` was climbed; nothing is rendered then
     """
-    out = Path(out)
+    out, rungs = Path(out), list(rungs)
+    _check(out, rungs, profile, seed)
     rows = []
     for name in rungs:
-        path = out / str(seed) / name / "row.json"
+        path = _row_file(out, seed, name)
         if not path.exists():
             row = _climb_one(out, name, profile, seed, workers, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -103,11 +110,81 @@ def climb(
     return pd.DataFrame(rows)
 
 
+def sets(rung: Rung, profile: Profile) -> dict[str, range]:
+    """Numbers of the necks that teach, that choose the epoch, and that judge."""
+    if rung.kind == "crops":
+        counts = profile.crop_pairs * rung.trains, profile.crop_choose * rung.trains, profile.crop_judge
+    else:
+        counts = profile.necks, profile.necks_choose, profile.necks_judge
+    firsts = (rung.first, rung.first + CHOOSE, rung.first + JUDGE)
+    return {
+        name: range(first, first + count)
+        for name, first, count in zip(("teach", "choose", "judge"), firsts, counts, strict=True)
+    }
+
+
+def _check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
+    """Raise ParameterError for what `climb` cannot do, before it does anything."""
+    for place, name in enumerate(names):
+        if name not in RUNGS:
+            raise ParameterError("rungs", found=repr(name), expected=", ".join(RUNGS), remedy="name some of these.")
+        start, path = RUNGS[name].start, _row_file(out, seed, name)
+        if start is not None and start not in names[:place] and not _row_file(out, seed, start).exists():
+            raise ParameterError(
+                f"rung {name}",
+                found=f"no finished rung {start} in {out / str(seed)}",
+                expected=f"the weights of {start}, which it begins with",
+                remedy=f"climb {start} first, or name it before {name}.",
+            )
+        if path.exists():
+            _check_same_profile(path, RUNGS[name].kind, profile)
+        shared = _shared(name, profile)
+        if shared:
+            raise ParameterError(
+                "profile",
+                found=f"{len(shared)} necks that judge {name} and had a part in its training, the first {min(shared)}",
+                expected=f"at most {JUDGE - CHOOSE} that choose, and at most {RUNGS['necks-easy'].first} that teach",
+                remedy="take fewer.",
+            )
+
+
+def _check_same_profile(path: Path, kind: str, profile: Profile) -> None:
+    """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind."""
+    of_others = ("lever", "neck") if kind == "crops" else ("lever", "crop")
+    there, here = json.loads(path.read_text())["profile"], asdict(profile)
+    matter = [key for key in there if key in here and not key.startswith(of_others)]
+    other = [key for key in matter if there[key] != here[key]]
+    if other:
+        raise ParameterError(
+            path,
+            found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
+            expected=", ".join(f"{key}={here[key]}" for key in other),
+            remedy="name another out, or the profile that climbed it.",
+        )
+
+
+def _shared(name: str, profile: Profile) -> set[int]:
+    """Necks that judge a rung, and that taught it or a rung it comes from, or chose an epoch there."""
+    judging = {(RUNGS[name].kind, number) for number in sets(RUNGS[name], profile)["judge"]}
+    seen: set[tuple[str, int]] = set()
+    step: str | None = name
+    while step is not None:
+        numbers = sets(RUNGS[step], profile)
+        seen |= {(RUNGS[step].kind, number) for part in ("teach", "choose") for number in numbers[part]}
+        step = RUNGS[step].start
+    return {number for _, number in judging & seen}
+
+
+def _row_file(out: Path, seed: int, name: str) -> Path:
+    """A finished rung's row of the table."""
+    return out / str(seed) / name / "row.json"
+
+
 def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, progress: bool) -> dict:
     rung, begun = RUNGS[name], time.perf_counter()
     model = _model(profile, seed)
     if rung.start is not None:
-        training.load_matching(model, out / str(seed) / _trained(rung.start) / "best.pt")
+        _start(model, out / str(seed) / _trained(rung.start) / "best.pt")
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
     rendered = time.perf_counter() - begun
@@ -122,6 +199,18 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
         "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
         "threads": torch.get_num_threads(), "profile": asdict(profile),
     }  # fmt: skip
+
+
+def _start(model: ViT3D, path: Path) -> None:
+    """Begin with a checkpoint's weights, all of them: a part left at random would look like a rung that resists."""
+    loaded = training.load_matching(model, path)
+    if loaded.kept or loaded.unused:
+        raise TrainingError(
+            path,
+            found=str(loaded),
+            expected="every weight of the model, and no other",
+            remedy="climb all rungs with one profile.",
+        )
 
 
 def _trained(name: str) -> str:
@@ -150,19 +239,14 @@ class _Crops:
     def __init__(self, data: Path, rung: Rung, profile: Profile, workers: int, progress: bool):
         form = replace(crops.CropForm(), study_size=profile.study_size)
         folder = data / f"crops-{rung.difficulty}"
-        counts = {
-            0: profile.crop_pairs * rung.trains,
-            CHOOSE: profile.crop_choose * rung.trains,
-            JUDGE: profile.crop_judge,
-        }
-        for first, count in counts.items():
+        numbers = sets(rung, profile)
+        for part in numbers.values():
             crops.render_crops(
-                folder, count, difficulty=rung.difficulty, seed=CROPS_SEED, first=first, form=form, workers=workers,
-                progress=progress,
+                folder, len(part), difficulty=rung.difficulty, seed=CROPS_SEED, first=part.start, form=form,
+                workers=workers, progress=progress,
             )  # fmt: skip
-        numbers = {first: range(first, first + count) for first, count in counts.items()}
-        self.taught = crops.TwinCrops(folder, numbers[0], closer=CLOSER)
-        self.choose, self.held_out = (crops.TwinCrops(folder, numbers[first]) for first in (CHOOSE, JUDGE))
+        self.taught = crops.TwinCrops(folder, numbers["teach"], closer=CLOSER)
+        self.choose, self.held_out = (crops.TwinCrops(folder, numbers[part]) for part in ("choose", "judge"))
         self.profile, self.progress = profile, progress
         self.learned_from, self.judged_on = profile.crop_pairs, profile.crop_judge
 
@@ -170,8 +254,9 @@ class _Crops:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
             batch_size=self.profile.crop_batch, learning_rate=self.profile.crop_rate, schedule="linear",
-            train_sample=64, warmup_steps=warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, precision=self.profile.precision,
-            generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc, progress=self.progress,
+            warmup_steps=warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, train_sample=64,
+            precision=self.profile.precision, generator=torch.Generator().manual_seed(seed), objective=_objective(),
+            measure=validation_auroc, progress=self.progress,
         )  # fmt: skip
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
@@ -185,13 +270,13 @@ class _Necks:
     def __init__(self, data: Path, rung: Rung, profile: Profile, workers: int, progress: bool):
         form = replace(necks.NeckForm(), study_size=profile.study_size)
         store = data / f"necks-{rung.difficulty}-{rung.prevalence}"
-        counts = {0: profile.necks, CHOOSE: profile.necks_choose, JUDGE: profile.necks_judge}
+        numbers = sets(rung, profile)
         settings = {
             "seed": NECKS_SEED, "difficulty": rung.difficulty, "prevalence": rung.prevalence, "form": form,
             "workers": workers, "progress": progress,
         }  # fmt: skip
-        labels = [necks.render_necks(store, n, first=rung.first + first, **settings) for first, n in counts.items()]
-        necks.render_necks(store, profile.necks_twins, first=rung.first + JUDGE, twins=True, **settings)
+        labels = [necks.render_necks(store, len(n), first=n.start, **settings) for n in numbers.values()]
+        necks.render_necks(store, profile.necks_twins, first=numbers["judge"].start, twins=True, **settings)
         self.rates = metrics.base_rates(labels[0], smoothing=metrics.SMOOTHING)
         told = labels[0].index[: round(rung.boxes * len(labels[0]))]
         self.taught = necks.FewBoxes(stacks.StackDataset(store, labels[0], evidence=True), told)
@@ -208,7 +293,8 @@ class _Necks:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
-            train_sample=64, warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, precision=self.profile.precision, best_by="validation_bce",
+            warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
+            precision=self.profile.precision, best_by="validation_bce",
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
             augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress, base_rates=self.rates,
         )  # fmt: skip
@@ -216,6 +302,8 @@ class _Necks:
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = training.predict(model, self.held_out, batch_size=4, objective=_objective())
         numbers = judge.of_necks(y, p, self.rates, rng)
+        if self.broken.empty:
+            return numbers
         broken = [self.held_out.studies.index(study) for study in self.broken.index]
         _, intact = training.predict(model, self.twins, batch_size=4, objective=_objective())
         return numbers | judge.of_twins(y[broken], p[broken], intact)

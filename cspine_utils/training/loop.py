@@ -52,7 +52,7 @@ class Loop:
         return {"train_loss": seen.loss, "learning_rate": 0.0, "gradient_norm": 0.0}
 
     def sample(self, train: Dataset) -> Dataset:
-        """The training studies whose loss is measured before the first epoch and at the best one: all, or evenly picked."""
+        """The training studies whose loss is measured before the first epoch and at the best: all, or evenly picked."""
         wanted = self.run.settings["train_sample"]
         if wanted is None or wanted >= len(train):
             return train

@@ -1,0 +1,293 @@
+"""The ladder: its numbers by hand, sets without a patient in common, and a small one climbed from end to end."""
+
+import json
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cspine_utils import crops, metrics, necks, ranking
+from cspine_utils.errors import ParameterError, TrainingError
+from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, rungs
+from cspine_utils.ladder.rungs import Rung, sets
+from cspine_utils.phantom.study import study_uid
+
+#: The smallest that has everything.
+SMALL = Profile(
+    crop_pairs=2, crop_choose=2, crop_judge=2, crop_epochs=1, crop_batch=2, necks=2, necks_choose=1, necks_judge=3,
+    necks_twins=2, neck_epochs=1, neck_batch=2, study_size=48, dim=12, depth=1, precision="32-true",
+)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- numbers of one rung
+
+
+def crop_answers(gap=0.4, pairs=14, seed=0):
+    """y and p of broken crops and their twins in turn; p is told apart by `gap` on average."""
+    rng = np.random.default_rng(seed)
+    y, p = np.full((2 * pairs, 8), np.nan), rng.random((2 * pairs, 8))
+    for i in range(pairs):
+        y[2 * i : 2 * i + 2, i % 7] = 1, 0
+        p[2 * i : 2 * i + 2, i % 7] = 0.5 + gap * np.array([0.5, -0.5]) + 0.1 * rng.standard_normal()
+    return y, p, np.repeat(np.arange(pairs), 2)
+
+
+def test_crops_of_who_knows_and_of_who_does_not():
+    y, p, patients = crop_answers(gap=0.9)
+    found = judge.of_crops(y, np.where(np.isnan(y), p, y), patients, np.random.default_rng(0))
+    assert found["auroc"] == found["auroc_low"] == found["pooled_auroc"] == found["above_own_twin"] == 1
+    assert 0.7 < found["twin_low"] < 1 == found["twin_high"]
+    found = judge.of_crops(y, np.full_like(p, 0.3), patients, np.random.default_rng(0))
+    assert found["auroc"] == found["pooled_auroc"] == found["above_own_twin"] == 0.5
+
+
+def test_crops_are_compared_with_their_own_twins():
+    """Scores differ more between patients than within a pair: pairs show what AUROC does not."""
+    y, p, patients = crop_answers(gap=0.1, seed=3)
+    wrong = 5  # its twin is scored above it
+    p[2 * wrong, wrong], p[2 * wrong + 1, wrong] = 0.2, 0.8
+    tie = 8
+    p[2 * tie : 2 * tie + 2, tie % 7] = 0.4
+    found = judge.of_crops(y, p, patients, np.random.default_rng(0))
+    assert found["above_own_twin"] == pytest.approx(12.5 / 14)
+    assert found["auroc"] == pytest.approx(ranking.within_level_auroc(y, p)) and found["auroc"] < 0.85
+    assert found["twin_low"] < 12.5 / 14 < found["twin_high"]
+
+
+def test_the_interval_of_crops_is_over_patients():
+    y, p, patients = crop_answers(gap=0.1, pairs=28)
+    found = judge.of_crops(y, p, patients, np.random.default_rng(4))
+    expected = ranking.bootstrap(
+        ranking.within_level_auroc, y, p, generator=np.random.default_rng(4), groups=np.arange(56) // 2
+    )
+    assert (found["auroc"], found["auroc_low"], found["auroc_high"]) == expected
+
+
+@pytest.mark.parametrize(
+    "spoil", [lambda y: y[::-1], lambda y: y[:-1], lambda y: np.roll(y, 1, axis=0), lambda y: np.where(y == 0, 1, y)]
+)
+def test_crops_in_another_order_are_refused(spoil):
+    y, p, patients = crop_answers()
+    y = spoil(y)
+    with pytest.raises(ParameterError, match="its twin in turn"):
+        judge.of_crops(y, p[: len(y)], patients[: len(y)], np.random.default_rng(0))
+
+
+def neck_labels(n=120, seed=0):
+    rng = np.random.default_rng(seed)
+    y = (rng.random((n, 8)) < np.array([0.2, 0.3, 0.1, 0.15, 0.2, 0.3, 0.4, 0])).astype(float)
+    y[:, 7] = y[:, :7].any(axis=1)
+    return y
+
+
+def test_necks_of_who_knows_and_of_who_does_not():
+    y = neck_labels()
+    rates = metrics.base_rates(neck_labels(seed=1))
+    found = judge.of_necks(y, 0.002 + 0.996 * y, rates, np.random.default_rng(0))
+    assert found["auroc"] == found["pooled_auroc"] == 1 and found["skill"] > 0.99
+    assert found["loss"] == pytest.approx(-np.log(0.998)) and found["difference_high"] < -0.3
+    assert found["difference"] == pytest.approx(found["loss"] - found["constant"])
+    found = judge.of_necks(y, np.tile(rates, (len(y), 1)), rates, np.random.default_rng(0))
+    assert found["auroc"] == found["auroc_low"] == found["auroc_high"] == 0.5
+    assert found["skill"] == found["difference"] == found["difference_low"] == 0
+    assert found["pooled_auroc"] > 0.6, "levels alone, pooled, look like learning"
+    assert found["constant"] == pytest.approx(metrics.plain_bce(y, np.tile(rates, (len(y), 1))))
+
+
+def test_twins_of_necks():
+    y = neck_labels(3)
+    y[:] = 0
+    y[0, [1, 4, 7]], y[1, [6, 7]], y[2, [0, 7]] = 1, 1, 1
+    broken, intact = np.full((3, 8), 0.4), np.full((3, 8), 0.6)  # at intact levels the twin is always higher
+    broken[0, [1, 4]], broken[1, 6] = 0.9, 0.9
+    found = judge.of_twins(y, broken, intact)
+    assert found["above_own_twin"] == 0.75, "three of four; the patient is no level"
+    assert judge.of_twins(y, intact, intact)["above_own_twin"] == 0.5
+    assert judge.of_twins(y, intact, broken)["above_own_twin"] == 0.25
+    for wrong in [(y * 0, broken, intact), (y, broken, intact[:2])]:
+        with pytest.raises(ParameterError, match="at least one fractured level"):
+            judge.of_twins(*wrong)
+
+
+# ------------------------------------------------------------------------------------------------- who is in which set
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("name", RUNGS)
+def test_who_judges_had_no_part_in_the_training(name, profile):
+    """Nor in that of the rungs that the weights come from; sets of vertebrae and of necks have other seeds."""
+    assert rungs.CROPS_SEED != rungs.NECKS_SEED
+    rung = RUNGS[name]
+    judging = set(sets(rung, PROFILES[profile])["judge"])
+    assert judging
+    while True:
+        own = sets(rung, PROFILES[profile])
+        assert not set(own["teach"]) & set(own["choose"])
+        if rung.kind == RUNGS[name].kind:
+            assert not judging & (set(own["teach"]) | set(own["choose"]))
+        assert rung.trains == bool(own["teach"])
+        if rung.start is None:
+            break
+        rung = RUNGS[rung.start]
+    assert rung.trains, "a climb begins with a training"
+
+
+def test_sets_by_hand():
+    found = sets(Rung("necks", "easy", "rsna", first=500), replace(SMALL, necks=3, necks_choose=2, necks_judge=4))
+    assert {name: list(numbers) for name, numbers in found.items()} == {
+        "teach": [500, 501, 502],
+        "choose": [rungs.CHOOSE + 500, rungs.CHOOSE + 501],
+        "judge": [rungs.JUDGE + 500 + i for i in range(4)],
+    }
+    found = sets(Rung("crops", "hard", trains=False), replace(SMALL, crop_judge=3))
+    assert [len(found[name]) for name in ("teach", "choose", "judge")] == [0, 0, 3]
+    assert rungs.CHOOSE % 7 == rungs.JUDGE % 7 == 0, "levels in turn begin with C1"
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("crops-easy", {"crop_choose": rungs.JUDGE - rungs.CHOOSE + 1}),
+        ("crops-easy", {"crop_pairs": rungs.JUDGE + 1}),
+        ("necks-balanced", {"necks_choose": 99}),
+        ("necks-easy", {"necks": 120_200, "necks_choose": 0}),
+    ],
+)
+def test_a_profile_whose_sets_would_share_patients_is_refused(tmp_path, name, changes):
+    start = RUNGS[name].start
+    if start:
+        (tmp_path / "0" / start).mkdir(parents=True)
+        (tmp_path / "0" / start / "row.json").write_text(json.dumps({"profile": {}}))
+    with pytest.raises(ParameterError, match=f"judge {name}"):
+        climb(tmp_path, replace(SMALL, **changes), rungs=[name])
+    assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["crops-simple"], "'crops-simple'"),
+        (["crops-standard"], "no finished rung crops-easy.*climb crops-easy first"),
+        (["crops-standard", "crops-easy"], "no finished rung crops-easy"),
+        (["crops-easy", "crops-hard"], "no finished rung crops-standard"),
+    ],
+)
+def test_a_rung_without_its_start_is_refused_before_anything_is_done(tmp_path, names, said):
+    with pytest.raises(ParameterError, match=said):
+        climb(tmp_path, SMALL, rungs=names)
+    assert not list(tmp_path.iterdir())
+
+
+def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
+    model = rungs._model(SMALL, 0)
+    weights = {name: value for name, value in model.state_dict().items() if not name.startswith("embed")}
+    torch.save({"model": weights, "settings": {}}, tmp_path / "best.pt")
+    with pytest.raises(TrainingError, match="every weight"):
+        rungs._start(model, tmp_path / "best.pt")
+    torch.save({"model": model.state_dict(), "settings": {}}, tmp_path / "best.pt")
+    other = rungs._model(SMALL, 1)
+    rungs._start(other, tmp_path / "best.pt")
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
+
+
+# --------------------------------------------------------------------------------------------------- a climb, in small
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory):
+    """A whole climb by the command, of crops and necks that are coarse besides: the folder."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(crops, "CropForm", partial(crops.CropForm, frames=10, size=16, frame_mm=4.0, pixel_mm=4.0))
+    patch.setattr(necks, "NeckForm", SmallNecks)
+    patch.setattr(rungs, "CLOSER", (5, 8))
+    patch.setitem(PROFILES, "small", SMALL)
+    out = tmp_path_factory.mktemp("ladder")
+    __main__.main(["--out", str(out), "--profile", "small", "--seeds", "1", "--table", str(out / "tables")])
+    yield out
+    patch.undo()
+
+
+@dataclass(frozen=True)
+class SmallNecks(necks.NeckForm):
+    frames: int = 10
+    size: int = 16
+    study_size: int = 48
+
+
+def test_a_climb_tells_all_rungs(climbed):
+    table = pd.read_csv(climbed / "tables" / "ladder.csv")
+    assert list(table["rung"]) == list(RUNGS) and (table["seed"] == 1).all()
+    assert list(table.columns) == [
+        "rung", "seed", "start", "difficulty", "prevalence", "boxes", "learned_from", "judged_on", *judge.NUMBERS,
+        "train_seconds", "render_seconds", "threads",
+    ]  # fmt: skip
+    table = table.set_index("rung")
+    alone = table.index.str.startswith("crops")
+    assert table["pooled_auroc"].between(0, 1).all() and table.loc[alone, "above_own_twin"].between(0, 1).all()
+    assert table.loc[~alone, ["loss", "constant", "difference", "skill"]].notna().all(axis=None)
+    assert table.loc[alone, "loss"].isna().all(), "what a rung does not measure stays empty"
+    assert table["learned_from"].tolist() == [2, 2, 0, 2, 2, 2, 2] and table["judged_on"].tolist() == [2] * 3 + [3] * 4
+    assert table.loc["crops-hard", "train_seconds"] == 0, "judged as it is"
+    curves = pd.read_csv(climbed / "tables" / "ladder_curves.csv")
+    assert list(curves["rung"].unique()) == [name for name in RUNGS if RUNGS[name].trains]
+    assert (curves.groupby("rung")["epoch"].max() == 1).all() and curves["validation_loss"].notna().all()
+
+
+def test_a_climb_that_is_finished_does_nothing_again(climbed, monkeypatch):
+    before = {
+        path: path.stat().st_mtime_ns for path in climbed.rglob("*") if path.is_file() and "tables" not in str(path)
+    }
+    monkeypatch.setattr(rungs, "_climb_one", None)
+    again = climb(climbed, SMALL, seed=1, progress=False)
+    assert list(again["rung"]) == list(RUNGS)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+    rows = [json.loads((climbed / "1" / name / "row.json").read_text()) for name in RUNGS]
+    assert again["auroc"].equals(pd.DataFrame(rows)["auroc"])
+
+
+def test_another_profile_in_the_same_folder_is_refused(climbed):
+    with pytest.raises(ParameterError, match="crop_epochs=1.*crop_epochs=2"):
+        climb(climbed, replace(SMALL, crop_epochs=2), rungs=["crops-easy"], seed=1)
+    with pytest.raises(ParameterError, match="dim=12"):
+        climb(climbed, replace(SMALL, dim=24), rungs=["crops-easy"], seed=1)
+    kept = climb(climbed, replace(SMALL, neck_epochs=2, lever_epochs=9), rungs=["crops-easy"], seed=1)
+    assert list(kept["rung"]) == ["crops-easy"], "what is of necks alone does not matter to crops"
+
+
+def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
+    own = sets(RUNGS["crops-standard"], SMALL)
+    work = rungs._Crops(climbed / "data", RUNGS["crops-standard"], SMALL, 0, False)
+    assert [work.taught.numbers, work.choose.numbers, work.held_out.numbers] == [list(part) for part in own.values()]
+    assert work.taught.closer and not work.choose.closer and not work.held_out.closer
+    for name in ("necks-balanced", "necks-easy", "few-boxes"):
+        rung = RUNGS[name]
+        work = rungs._Necks(climbed / "data", rung, SMALL, 0, False)
+        uids = {
+            part: [study_uid(rungs.NECKS_SEED, number) for number in numbers]
+            for part, numbers in sets(rung, SMALL).items()
+        }
+        assert work.taught.dataset.studies == uids["teach"]
+        assert work.choose.studies == uids["choose"] and work.held_out.studies == uids["judge"]
+        assert [study.removesuffix(".twin") for study in work.twins.studies] == list(work.broken.index)
+        assert set(work.broken.index) <= set(uids["judge"]) and (work.broken["patient_overall"] == 1).all()
+        assert work.taught.told == set(uids["teach"][: round(rung.boxes * 2)])
+        assert np.allclose(work.rates, metrics.base_rates(work.taught.targets.numpy(), smoothing=0.5))
+    assert RUNGS["few-boxes"].boxes == pytest.approx(0.116, abs=1e-3)
+
+
+def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
+    """`crops-hard` is judged with what `crops-standard` has learned."""
+    seen = {}
+    monkeypatch.setattr(rungs._Crops, "judge", lambda self, model, rng: seen.update(model.state_dict()) or {})
+    rungs._climb_one(climbed, "crops-hard", SMALL, 1, 0, False)
+    best = torch.load(climbed / "1" / "crops-standard" / "best.pt", weights_only=True)["model"]
+    assert seen.keys() == best.keys() and all(torch.equal(seen[name], best[name]) for name in best)
+    assert any(not torch.equal(best[name], value) for name, value in rungs._model(SMALL, 1).state_dict().items())
+
+
+def test_a_climb_of_all_rungs_finds_every_start():
+    names = list(RUNGS)
+    assert all(RUNGS[name].start in (None, *names[:place]) for place, name in enumerate(names))
