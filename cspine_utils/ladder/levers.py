@@ -79,8 +79,8 @@ def pull(
         result = training.fit(
             model, taught, choose, out=out / str(seed) / f"lever-{list(LEVERS).index(name)}",
             epochs=profile.lever_epochs, batch_size=profile.lever_batch, learning_rate=lever.rate,
-            schedule="linear", warmup_steps=20, weight_decay=0.01, precision=profile.precision,
-            generator=torch.Generator().manual_seed(seed),
+            schedule="linear", warmup_steps=min(20, len(taught) // profile.lever_batch // 2),
+            weight_decay=0.01, precision=profile.precision, generator=torch.Generator().manual_seed(seed),
             objective=objective, train_sample=64, measure=_auroc, progress=progress,
         )  # fmt: skip
         y, p = training.predict(model, held_out, batch_size=14, objective=objective)
