@@ -12,12 +12,12 @@ import numpy as np
 import pandas as pd
 import torch
 
-from cspine_utils import crops, evidence, ranking, training
+from cspine_utils import crops, evidence, training
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
 from .profiles import Profile
-from .rungs import CLOSER, CROPS_SEED, FRAME_PATCH, PATCH, Rung, sets
+from .rungs import CLOSER, CROPS_SEED, FRAME_PATCH, PATCH, Rung, sets, validation_auroc, warmup
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,15 @@ def pull(
     parts = []
     for number, name in enumerate(names):
         lever = LEVERS[name]
-        taught = crops.TwinCrops(folder, numbers["teach"], closer=CLOSER if lever.closer else None, twins=lever.twins)
+        closer = CLOSER if lever.closer else None
+        taught = crops.TwinCrops(folder, numbers["teach"][: profile.lever_pairs], closer=closer, twins=lever.twins)
         model, objective = _model(lever, profile, seed), _objective(lever)
         result = training.fit(
             model, taught, choose, out=out / str(seed) / f"lever-{list(LEVERS).index(name)}",
             epochs=profile.lever_epochs, batch_size=profile.lever_batch, learning_rate=lever.rate,
-            schedule="linear", warmup_steps=min(20, len(taught) // profile.lever_batch // 2),
-            weight_decay=0.01, precision=profile.precision, generator=torch.Generator().manual_seed(seed),
-            objective=objective, train_sample=64, measure=_auroc, progress=progress,
+            schedule="linear", warmup_steps=warmup(taught, profile.lever_batch), weight_decay=0.01,
+            precision=profile.precision, generator=torch.Generator().manual_seed(seed),
+            objective=objective, train_sample=64, measure=validation_auroc, progress=progress,
         )  # fmt: skip
         y, p = training.predict(model, held_out, batch_size=14, objective=objective)
         judged = judge.of_crops(y, p, held_out.patients, np.random.default_rng(seed))
@@ -104,7 +105,3 @@ def _model(lever: Lever, profile: Profile, seed: int) -> ViT3D:
 def _objective(lever: Lever):
     settings = {"frame_patch": FRAME_PATCH, "patch": PATCH, "token_weight": lever.token_weight}
     return evidence.objective(**settings)
-
-
-def _auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    return {"validation_auroc": ranking.within_level_auroc(y, logits)}

@@ -16,7 +16,7 @@ class Profile:
     necks, necks_choose, necks_judge : whole studies, likewise
     necks_twins : so many of those that judge are also shown without their fractures
     neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
-    lever_epochs, lever_batch : of each recipe of `levers`, on the pairs of the crops
+    lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans
     dim, depth : of the transformer
     precision : of lightning-fabric
@@ -35,7 +35,8 @@ class Profile:
     neck_epochs: int = 5
     neck_batch: int = 4
     neck_rate: float = 5e-4
-    lever_epochs: int = 6
+    lever_pairs: int = 350
+    lever_epochs: int = 8
     lever_batch: int = 16
     study_size: int = 160
     dim: int = 128
@@ -46,8 +47,8 @@ class Profile:
 PROFILES = {
     "tiny": Profile(
         crop_pairs=14, crop_choose=7, crop_judge=14, crop_epochs=1, crop_batch=8, necks=6, necks_choose=4,
-        necks_judge=8, necks_twins=8, neck_epochs=1, neck_batch=2, lever_epochs=1, lever_batch=8, study_size=64,
-        dim=48, depth=1, precision="32-true",
+        necks_judge=8, necks_twins=8, neck_epochs=1, neck_batch=2, lever_pairs=14, lever_epochs=1, lever_batch=8,
+        study_size=64, dim=48, depth=1, precision="32-true",
     ),
     "laptop": Profile(),
 }  # fmt: skip

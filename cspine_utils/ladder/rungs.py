@@ -228,7 +228,8 @@ def _model(profile: Profile, seed: int) -> ViT3D:
     )  # fmt: skip
 
 
-def _auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+def validation_auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
+    """A column of the history, see `training.fit(measure=...)`."""
     return {"validation_auroc": ranking.within_level_auroc(y, logits)}
 
 
@@ -253,9 +254,9 @@ class _Crops:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
             batch_size=self.profile.crop_batch, learning_rate=self.profile.crop_rate, schedule="linear",
-            warmup_steps=_warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, train_sample=64,
+            warmup_steps=warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, generator=torch.Generator().manual_seed(seed), objective=_objective(),
-            measure=_auroc, progress=self.progress,
+            measure=validation_auroc, progress=self.progress,
         )  # fmt: skip
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
@@ -292,9 +293,9 @@ class _Necks:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
-            warmup_steps=_warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
+            warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, best_by="validation_bce",
-            generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=_auroc,
+            generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
             augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress, base_rates=self.rates,
         )  # fmt: skip
 
@@ -308,7 +309,7 @@ class _Necks:
         return numbers | judge.of_twins(y[broken], p[broken], intact)
 
 
-def _warmup(taught, batch: int) -> int:
+def warmup(taught, batch: int) -> int:
     """Steps of half an epoch, at most 50."""
     return min(50, len(taught) // batch // 2)
 
