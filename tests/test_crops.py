@@ -280,6 +280,24 @@ def test_pieces_show_the_vertebra_and_half_of_them_the_break(folder):
     assert -40 <= min(offsets) < -25 and 25 < max(offsets) <= 40
 
 
+@pytest.mark.parametrize("broken_at", [(10, 15, 16), (0, 31, 0), (19, 0, 31)], ids=["inside", "head", "feet"])
+def test_a_piece_contains_the_voxel_that_it_was_drawn_around(folder, monkeypatch, broken_at):
+    """One broken voxel, and one of the vertebra far from it: a piece shows one of them, either as often."""
+    own_at = (15, 26, 4) if broken_at[0] < 10 else (2, 4, 27)
+    altered, labels = np.zeros((20, 32, 32), dtype=bool), np.zeros((2, 40, 32, 32), dtype=np.uint8)
+    altered[broken_at] = True
+    labels[INTACT, 2 * own_at[0], own_at[1], own_at[2]] = LABEL_IDS["C2"]
+    samples = TwinCrops(folder, NUMBERS[:1], closer=CLOSER)
+    monkeypatch.setattr(samples, "_read", lambda pair: (None, labels, altered))
+    shown = []
+    for seed in range(200):
+        samples.epoch_order(generator(seed))
+        place = samples.views[0].place
+        shown.append((altered[place].any(), labels[INTACT, ::2][place].any()))
+    broken, own = np.transpose(shown)
+    assert (broken ^ own).all() and 0.35 < broken.mean() < 0.65
+
+
 def test_without_pieces_whole_crops_are_seen(folder):
     samples = TwinCrops(folder, NUMBERS)
     samples.epoch_order(generator())

@@ -1,7 +1,7 @@
 """The ladder: its numbers by hand, sets without a patient in common, and a small one climbed from end to end."""
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -11,14 +11,15 @@ import torch
 
 from cspine_utils import crops, metrics, necks, ranking
 from cspine_utils.errors import ParameterError, TrainingError
-from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, rungs
+from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, levers, rungs
 from cspine_utils.ladder.rungs import Rung, sets
 from cspine_utils.phantom.study import study_uid
 
 #: The smallest that has everything.
 SMALL = Profile(
     crop_pairs=2, crop_choose=2, crop_judge=2, crop_epochs=1, crop_batch=2, necks=2, necks_choose=1, necks_judge=3,
-    necks_twins=2, neck_epochs=1, neck_batch=2, study_size=48, dim=12, depth=1, precision="32-true",
+    necks_twins=2, neck_epochs=1, neck_batch=2, lever_epochs=1, lever_batch=2, study_size=48,
+    dim=12, depth=1, precision="32-true",
 )  # fmt: skip
 
 
@@ -202,7 +203,8 @@ def climbed(tmp_path_factory):
     patch = pytest.MonkeyPatch()
     patch.setattr(crops, "CropForm", partial(crops.CropForm, frames=10, size=16, frame_mm=4.0, pixel_mm=4.0))
     patch.setattr(necks, "NeckForm", SmallNecks)
-    patch.setattr(rungs, "CLOSER", (5, 8))
+    for room in (rungs, levers):
+        patch.setattr(room, "CLOSER", (5, 8))
     patch.setitem(PROFILES, "small", SMALL)
     out = tmp_path_factory.mktemp("ladder")
     __main__.main(["--out", str(out), "--profile", "small", "--seeds", "1", "--table", str(out / "tables")])
@@ -286,6 +288,24 @@ def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
     best = torch.load(climbed / "1" / "crops-standard" / "best.pt", weights_only=True)["model"]
     assert seen.keys() == best.keys() and all(torch.equal(seen[name], best[name]) for name in best)
     assert any(not torch.equal(best[name], value) for name, value in rungs._model(SMALL, 1).state_dict().items())
+
+
+def test_each_lever_is_pulled_once(climbed):
+    table = levers.pull(climbed, SMALL, seed=1, progress=False)
+    assert list(table["lever"].unique()) == list(levers.LEVERS) and (table.groupby("lever").size() == 2).all()
+    last = table.groupby("number").tail(1)
+    assert last["above_own_twin"].between(0, 1).all() and last["pooled_auroc"].notna().all()
+    assert table["pooled_auroc"].notna().sum() == len(levers.LEVERS), "judged once, after the last epoch"
+    before = {path: path.stat().st_mtime_ns for path in climbed.glob("1/lever-*/best.pt")}
+    again = levers.pull(climbed, SMALL, seed=1, progress=False)
+    assert len(before) == len(levers.LEVERS) and all(path.stat().st_mtime_ns == time for path, time in before.items())
+    pd.testing.assert_frame_equal(again, table)
+
+
+def test_each_lever_adds_to_the_one_before():
+    steps = [asdict(lever) for lever in levers.LEVERS.values()]
+    added = [{name for name in b if a[name] != b[name]} - {"rate"} for a, b in zip(steps, steps[1:], strict=False)]
+    assert added == [{"head"}, {"twins"}, {"token_weight"}, {"stem"}, {"closer"}]
 
 
 def test_a_climb_of_all_rungs_finds_every_start():
