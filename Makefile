@@ -16,7 +16,7 @@ unexport MPLBACKEND
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help course ablations test unit notebooks-test lint canaries lab outputs doctor clean
+.PHONY: help course ablations test unit notebooks-test lint ladder canaries lab outputs doctor clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-16s %s\n", $$1, $$2}'
@@ -54,6 +54,9 @@ notebooks-test: $(READY) ## run every notebook again and compare it with its sto
 
 ablations: $(READY) ## the students' ablation, three rows; finished runs are kept, DATA=... as for course
 	@$(BIN)/python -m cspine_utils.course --data "$(DATA)" --grid notebooks/profiles/ablation.yml
+
+ladder: $(READY) ## the transformer from crops to whole necks, data/ladder.csv (hours; finished rungs are kept)
+	@$(BIN)/python -m cspine_utils.ladder --table data
 
 canaries: $(READY) ## break the code on purpose and see the tests notice (a quarter of an hour)
 	@$(BIN)/python tests/canaries.py

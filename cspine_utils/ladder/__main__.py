@@ -1,4 +1,4 @@
-"""python -m cspine_utils.ladder: climb, and write data/ladder.csv and data/ladder_curves.csv."""
+"""python -m cspine_utils.ladder: climb, and write ladder.csv and ladder_curves.csv; or compare recipes, levers.csv."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 
 from . import PROFILES, RUNGS, climb
+from .levers import pull
 
 
 def main(arguments=None) -> None:
@@ -20,17 +21,22 @@ def main(arguments=None) -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one climb each")
     parser.add_argument("--threads", type=int, default=1, help="of torch; processes that render are as many")
     parser.add_argument(
-        "--table", type=Path, help="where ladder.csv and ladder_curves.csv go (default: the out folder)"
+        "--levers", action="store_true", help="train one recipe after the other on crops, not the rungs"
     )
+    parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder)")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     workers = chosen.threads if chosen.threads > 1 else 0
     profile, table = PROFILES[chosen.profile], chosen.table or chosen.out
+    table.mkdir(parents=True, exist_ok=True)
+    if chosen.levers:
+        parts = [pull(chosen.out, profile, seed=seed) for seed in chosen.seeds]
+        _write(pd.concat(parts, ignore_index=True).round(5), table / "levers.csv")
+        return
     rows = []
     for seed in chosen.seeds:
         rows.append(climb(chosen.out, profile, rungs=chosen.rungs, seed=seed, workers=workers))
         found = pd.concat(rows, ignore_index=True)
-        table.mkdir(parents=True, exist_ok=True)
         _write(found.drop(columns="profile").round(4), table / "ladder.csv")
         _write(curves(chosen.out, found).round(5), table / "ladder_curves.csv")
     print(found.drop(columns="profile").round(3).T.to_string())

@@ -32,7 +32,7 @@ class Profile:
     necks_choose: int = 40
     necks_judge: int = 200
     necks_twins: int = 60
-    neck_epochs: int = 5
+    neck_epochs: int = 3
     neck_batch: int = 4
     neck_rate: float = 5e-4
     lever_pairs: int = 350

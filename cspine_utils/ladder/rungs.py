@@ -12,8 +12,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Subset
 
-from cspine_utils import crops, evidence, metrics, necks, ranking, stacks, training
+from cspine_utils import calibration, crops, evidence, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
 from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
@@ -27,6 +28,8 @@ FRAME_PATCH, PATCH = 5, 8
 CLOSER = (25, 40)
 #: Share of the studies with boxes in the RSNA-2022 data: 235 of 2,019.
 BOX_SHARE = 235 / 2019
+#: Studies that calibrate a model before it learns from them.
+_CALIBRATE = 48
 #: Seeds of the phantom. Sets of one rung take different necks of it.
 CROPS_SEED, NECKS_SEED = 11, 12
 #: Number of the first neck of the sets that choose an epoch, and that judge.
@@ -290,14 +293,20 @@ class _Necks:
         self.learned_from, self.judged_on = profile.necks, profile.necks_judge
 
     def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
-        return training.fit(
+        # The weights come from other base rates: first on studies that they have not seen, and after training, whose
+        # studies they then know too well, on those that choose the epoch.
+        some = Subset(self.taught, range(min(_CALIBRATE, len(self.taught))))
+        calibration.calibrate(model, some, _objective(), rates=self.rates)
+        result = training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
             warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, best_by="validation_bce",
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
-            augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress, base_rates=self.rates,
+            augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress,
         )  # fmt: skip
+        calibration.calibrate(model, self.choose, _objective())
+        return result
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = training.predict(model, self.held_out, batch_size=4, objective=_objective())
