@@ -22,8 +22,9 @@ from cspine_utils.models.base import noisy_or
 from cspine_utils.models.vit3d import ViT3D
 from cspine_utils.objectives import Objective
 
-#: Pull of the slope's logarithm, and of the patient's offset, towards 0: a perfectly ranked sample asks for infinity.
-_PULL = 0.01
+#: Pull of the slope's logarithm, and of the patient's offset, towards 0, in nats for the whole sample and squared: a
+#: perfectly ranked one asks for infinity.
+_PULL = 0.2
 
 
 class Scale(NamedTuple):
@@ -63,12 +64,12 @@ def fit_scale(evidence, prior, y) -> Scale:
 
     def of_levels(values):
         logit = prior + np.exp(values[0]) * evidence + values[1]
-        return loss(logit, y[:, :levels]) + _PULL * values[0] ** 2
+        return loss(logit, y[:, :levels]) + _PULL / n * values[0] ** 2
 
     exact = {"method": "Nelder-Mead", "options": {"xatol": 1e-6, "fatol": 1e-10}}
     log_slope, offset = minimize(of_levels, np.zeros(2), **exact).x
     union = noisy_or(torch.from_numpy(prior + np.exp(log_slope) * evidence + offset)).numpy()
-    patient = minimize(lambda shift: loss(union + shift[0], y[:, -1]) + _PULL * shift[0] ** 2, np.zeros(1), **exact).x
+    patient = minimize(lambda shift: loss(union + shift[0], y[:, -1]) + _PULL / n * shift[0] ** 2, np.zeros(1), **exact).x
     return Scale(float(np.exp(log_slope)), float(offset), float(patient[0]))
 
 
