@@ -22,9 +22,9 @@ from cspine_utils.models.base import noisy_or
 from cspine_utils.models.vit3d import ViT3D
 from cspine_utils.objectives import Objective
 
-#: Pull of the slope's logarithm, and of the patient's offset, towards 0, in nats for the whole sample and squared: a
-#: perfectly ranked one asks for infinity.
-_PULL = 0.2
+#: Pull of the slope's logarithm and of both offsets towards 0, in nats for the whole sample, squared. A sample that is
+#: perfectly ranked, or in which nothing is broken, would ask for infinity.
+_PULL = 0.02
 
 
 class Scale(NamedTuple):
@@ -46,17 +46,17 @@ def fit_scale(evidence, prior, y) -> Scale:
 
     Raises
     ------
-    ParameterError : other shapes, or y of one kind only, which fits any offset
+    ParameterError : other shapes, or y that are not 0 and 1
     """
     evidence, prior, y = (np.asarray(a, dtype=np.float64) for a in (evidence, prior, y))
     n, levels = len(y), len(LEVELS)
     shapes = evidence.shape, prior.shape, y.shape
-    if shapes != ((n, levels), (levels,), (n, levels + 1)) or set(np.unique(y[:, :levels])) != {0.0, 1.0}:
+    if shapes != ((n, levels), (levels,), (n, levels + 1)) or not n or not np.isin(y, (0, 1)).all():
         raise ParameterError(
             "fit_scale(evidence, prior, y)",
             found=f"shapes {', '.join(map(str, shapes))}, y of {np.unique(y)[:4].tolist()}",
-            expected=f"(n, {levels}), ({levels},), (n, {levels + 1}); y of 0 and 1, with broken and intact levels",
-            remedy="take more studies.",
+            expected=f"(n, {levels}), ({levels},), (n, {levels + 1}); y of 0 and 1",
+            remedy="pass evidence, prior and labels of the same studies.",
         )
 
     def loss(logit, truth):
@@ -64,12 +64,16 @@ def fit_scale(evidence, prior, y) -> Scale:
 
     def of_levels(values):
         logit = prior + np.exp(values[0]) * evidence + values[1]
-        return loss(logit, y[:, :levels]) + _PULL / n * values[0] ** 2
+        return loss(logit, y[:, :levels]) + _PULL / n * (values**2).sum()
 
     exact = {"method": "Nelder-Mead", "options": {"xatol": 1e-6, "fatol": 1e-10}}
     log_slope, offset = minimize(of_levels, np.zeros(2), **exact).x
     union = noisy_or(torch.from_numpy(prior + np.exp(log_slope) * evidence + offset)).numpy()
-    patient = minimize(lambda shift: loss(union + shift[0], y[:, -1]) + _PULL / n * shift[0] ** 2, np.zeros(1), **exact).x
+
+    def of_patient(shift):
+        return loss(union + shift[0], y[:, -1]) + _PULL / n * shift[0] ** 2
+
+    patient = minimize(of_patient, np.zeros(1), **exact).x
     return Scale(float(np.exp(log_slope)), float(offset), float(patient[0]))
 
 

@@ -242,7 +242,7 @@ CANARIES = [
     ),
     Canary(
         "necks that chose the epoch judge it",
-        "cspine_utils/ladder/rungs.py",
+        "cspine_utils/ladder/plan.py",
         "(rung.first, rung.first + CHOOSE, rung.first + JUDGE)",
         "(rung.first, rung.first + CHOOSE, rung.first + CHOOSE)",
         "test_ladder.py",

@@ -42,12 +42,17 @@ def test_no_other_scale_is_better():
     def loss(slope, offset):
         logit = PRIOR + slope * found + offset
         truth = y[:, :-1]
-        return (np.logaddexp(0, logit) - truth * logit).mean() + 0.2 / len(y) * np.log(slope) ** 2
+        return (np.logaddexp(0, logit) - truth * logit).mean() + 0.02 / len(y) * (np.log(slope) ** 2 + offset**2)
 
     least = loss(best.slope, best.offset)
     for step in (0.97, 1.03):
         assert loss(best.slope * step, best.offset) > least
         assert loss(best.slope, best.offset + np.log(step)) > least
+
+
+def test_a_sample_with_nothing_broken_moves_everything_down_and_stays_finite():
+    scale = calibration.fit_scale(drawn(20, slope=1, offset=0, patient=0)[0], PRIOR, np.zeros((20, 8)))
+    assert np.isfinite(scale).all() and scale.offset < -1 and scale.patient <= 0
 
 
 def test_a_perfectly_ranked_sample_keeps_its_numbers_finite():
@@ -61,14 +66,14 @@ def test_a_perfectly_ranked_sample_keeps_its_numbers_finite():
 @pytest.mark.parametrize(
     ("found", "prior", "y"),
     [
-        (np.zeros((4, 7)), PRIOR, np.zeros((4, 8))),  # nothing broken
+        (np.zeros((0, 7)), PRIOR, np.zeros((0, 8))),
         (np.zeros((4, 8)), PRIOR, np.eye(4, 8)),
         (np.zeros((4, 7)), PRIOR[:6], np.eye(4, 8)),
         (np.zeros((4, 7)), PRIOR, np.eye(4, 8) * np.nan),
     ],
 )
 def test_what_cannot_be_fitted_is_refused(found, prior, y):
-    with pytest.raises(ParameterError, match="take more studies"):
+    with pytest.raises(ParameterError, match="the same studies"):
         calibration.fit_scale(found, prior, y)
 
 
@@ -98,14 +103,19 @@ class Necks(torch.utils.data.Dataset):
         return self.x[i], self.y[i]
 
 
-def test_a_model_that_calls_too_many_broken_is_put_right():
+def with_biases(biases):
     torch.manual_seed(0)
     model = ViT3D(
         frames=10, size=16, frame_patch=5, patch=8, dim=24, depth=1, stem="conv", position="sincos", head="mask"
     )
     with torch.no_grad():
         model.head.evidence.weight.normal_(0, 1)
-        model.head.bias.fill_(4.0)  # everything is broken
+        model.head.bias.copy_(biases)
+    return model
+
+
+def test_a_model_that_calls_too_many_broken_is_put_right():
+    model = with_biases(torch.full((8,), 4.0))  # everything is broken
     dataset, objective = Necks(40, seed=1), evidence.objective(frame_patch=5, patch=8)
     rates = (dataset.y.numpy().sum(axis=0) + 0.5) / (len(dataset) + 1)
     y, before = training.predict(model, dataset, 8, objective)
@@ -120,13 +130,7 @@ def test_a_model_that_calls_too_many_broken_is_put_right():
 
 
 def test_a_second_calibration_keeps_the_levels_biases():
-    torch.manual_seed(0)
-    model = ViT3D(
-        frames=10, size=16, frame_patch=5, patch=8, dim=24, depth=1, stem="conv", position="sincos", head="mask"
-    )
-    with torch.no_grad():
-        model.head.evidence.weight.normal_(0, 1)
-        model.head.bias.copy_(torch.tensor([-4.0, -1.0, -4.0, -4.0, -0.5, -4.0, -4.0, 0.0]))
+    model = with_biases(torch.tensor([-4.0, -1.0, -4.0, -4.0, -0.5, -4.0, -4.0, 0.0]))
     apart = (model.head.bias[4] - model.head.bias[1]).item()
     calibration.calibrate(model, Necks(30, seed=2), evidence.objective(frame_patch=5, patch=8))
     assert (model.head.bias[4] - model.head.bias[1]).item() == pytest.approx(apart, abs=1e-5)

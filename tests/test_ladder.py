@@ -11,8 +11,8 @@ import torch
 
 from cspine_utils import crops, metrics, necks, ranking
 from cspine_utils.errors import ParameterError, TrainingError
-from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, levers, rungs
-from cspine_utils.ladder.rungs import Rung, sets
+from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, levers, plan, rungs
+from cspine_utils.ladder.plan import Rung, sets
 from cspine_utils.phantom.study import study_uid
 
 #: The smallest that has everything.
@@ -120,7 +120,7 @@ def test_twins_of_necks():
 @pytest.mark.parametrize("name", RUNGS)
 def test_who_judges_had_no_part_in_the_training(name, profile):
     """Nor in that of the rungs that the weights come from; sets of vertebrae and of necks have other seeds."""
-    assert rungs.CROPS_SEED != rungs.NECKS_SEED
+    assert plan.CROPS_SEED != plan.NECKS_SEED
     rung = RUNGS[name]
     judging = set(sets(rung, PROFILES[profile])["judge"])
     assert judging
@@ -140,19 +140,19 @@ def test_sets_by_hand():
     found = sets(Rung("necks", "easy", "rsna", first=500), replace(SMALL, necks=3, necks_choose=2, necks_judge=4))
     assert {name: list(numbers) for name, numbers in found.items()} == {
         "teach": [500, 501, 502],
-        "choose": [rungs.CHOOSE + 500, rungs.CHOOSE + 501],
-        "judge": [rungs.JUDGE + 500 + i for i in range(4)],
+        "choose": [plan.CHOOSE + 500, plan.CHOOSE + 501],
+        "judge": [plan.JUDGE + 500 + i for i in range(4)],
     }
     found = sets(Rung("crops", "hard", trains=False), replace(SMALL, crop_judge=3))
     assert [len(found[name]) for name in ("teach", "choose", "judge")] == [0, 0, 3]
-    assert rungs.CHOOSE % 7 == rungs.JUDGE % 7 == 0, "levels in turn begin with C1"
+    assert plan.CHOOSE % 7 == plan.JUDGE % 7 == 0, "levels in turn begin with C1"
 
 
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("crops-easy", {"crop_choose": rungs.JUDGE - rungs.CHOOSE + 1}),
-        ("crops-easy", {"crop_pairs": rungs.JUDGE + 1}),
+        ("crops-easy", {"crop_choose": plan.JUDGE - plan.CHOOSE + 1}),
+        ("crops-easy", {"crop_pairs": plan.JUDGE + 1}),
         ("necks-balanced", {"necks_choose": 99}),
         ("necks-easy", {"necks": 120_200, "necks_choose": 0}),
     ],
@@ -268,7 +268,7 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
         rung = RUNGS[name]
         work = rungs._Necks(climbed / "data", rung, SMALL, 0, False)
         uids = {
-            part: [study_uid(rungs.NECKS_SEED, number) for number in numbers]
+            part: [study_uid(plan.NECKS_SEED, number) for number in numbers]
             for part, numbers in sets(rung, SMALL).items()
         }
         assert work.taught.dataset.studies == uids["teach"]

@@ -12,7 +12,8 @@ necks-standard                  the same of the standard set
 few-boxes                       necks-easy again, boxes on 12 % of the studies, as in the real data
 """
 
+from .plan import RUNGS, sets
 from .profiles import PROFILES, Profile
-from .rungs import RUNGS, climb
+from .rungs import climb
 
-__all__ = ["PROFILES", "RUNGS", "Profile", "climb"]
+__all__ = ["PROFILES", "RUNGS", "Profile", "climb", "sets"]

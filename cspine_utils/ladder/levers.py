@@ -16,8 +16,9 @@ from cspine_utils import crops, evidence, training
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
+from .plan import CROPS_SEED, Rung, sets
 from .profiles import Profile
-from .rungs import CLOSER, CROPS_SEED, FRAME_PATCH, PATCH, Rung, sets, validation_auroc, warmup
+from .rungs import CLOSER, FRAME_PATCH, PATCH, validation_auroc, warmup
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The rungs: what each trains, from which weights, and on whom it is judged."""
+"""The climb: each rung renders its sets, trains, and is judged."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -16,58 +16,19 @@ from torch.utils.data import Subset
 
 from cspine_utils import calibration, crops, evidence, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
-from cspine_utils.errors import ParameterError, TrainingError
+from cspine_utils.errors import TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
+from .plan import CROPS_SEED, NECKS_SEED, RUNGS, Rung, check, row_file, sets, trained
 from .profiles import Profile
 
 #: Frames, and rows and columns, of a token.
 FRAME_PATCH, PATCH = 5, 8
 #: What is seen of a crop in training: frames, and rows and columns.
 CLOSER = (25, 40)
-#: Share of the studies with boxes in the RSNA-2022 data: 235 of 2,019.
-BOX_SHARE = 235 / 2019
 #: Studies that calibrate a model before it learns from them.
 _CALIBRATE = 48
-#: Seeds of the phantom. Sets of one rung take different necks of it.
-CROPS_SEED, NECKS_SEED = 11, 12
-#: Number of the first neck of the sets that choose an epoch, and that judge.
-CHOOSE, JUDGE = 100_002, 100_100
-
-
-@dataclass(frozen=True)
-class Rung:
-    """One step.
-
-    Attributes
-    ----------
-    kind : "crops" or "necks"
-    difficulty, prevalence : of the phantom
-    start : rung whose weights it begins with, None from scratch
-    trains : False judges the start's model as it is
-    first : number of the first neck that it learns from
-    boxes : share of the studies whose boxes are told
-    """
-
-    kind: str
-    difficulty: str
-    prevalence: str = ""
-    start: str | None = None
-    trains: bool = True
-    first: int = 0
-    boxes: float = 1.0
-
-
-RUNGS = {
-    "crops-easy": Rung("crops", "easy"),
-    "crops-standard": Rung("crops", "standard", start="crops-easy"),
-    "crops-hard": Rung("crops", "hard", start="crops-standard", trains=False),
-    "necks-balanced": Rung("necks", "easy", "balanced", start="crops-easy"),
-    "necks-easy": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000),
-    "necks-standard": Rung("necks", "standard", "rsna", start="necks-easy", first=40_000),
-    "few-boxes": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000, boxes=BOX_SHARE),
-}
 
 
 def climb(
@@ -99,10 +60,10 @@ def climb(
         with which another profile's rung in `out` was climbed; nothing is rendered then
     """
     out, rungs = Path(out), list(rungs)
-    _check(out, rungs, profile, seed)
+    check(out, rungs, profile, seed)
     rows = []
     for name in rungs:
-        path = _row_file(out, seed, name)
+        path = row_file(out, seed, name)
         if not path.exists():
             row = _climb_one(out, name, profile, seed, workers, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -113,81 +74,11 @@ def climb(
     return pd.DataFrame(rows)
 
 
-def sets(rung: Rung, profile: Profile) -> dict[str, range]:
-    """Numbers of the necks that teach, that choose the epoch, and that judge."""
-    if rung.kind == "crops":
-        counts = profile.crop_pairs * rung.trains, profile.crop_choose * rung.trains, profile.crop_judge
-    else:
-        counts = profile.necks, profile.necks_choose, profile.necks_judge
-    firsts = (rung.first, rung.first + CHOOSE, rung.first + JUDGE)
-    return {
-        name: range(first, first + count)
-        for name, first, count in zip(("teach", "choose", "judge"), firsts, counts, strict=True)
-    }
-
-
-def _check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
-    """Raise ParameterError for what `climb` cannot do, before it does anything."""
-    for place, name in enumerate(names):
-        if name not in RUNGS:
-            raise ParameterError("rungs", found=repr(name), expected=", ".join(RUNGS), remedy="name some of these.")
-        start, path = RUNGS[name].start, _row_file(out, seed, name)
-        if start is not None and start not in names[:place] and not _row_file(out, seed, start).exists():
-            raise ParameterError(
-                f"rung {name}",
-                found=f"no finished rung {start} in {out / str(seed)}",
-                expected=f"the weights of {start}, which it begins with",
-                remedy=f"climb {start} first, or name it before {name}.",
-            )
-        if path.exists():
-            _check_same_profile(path, RUNGS[name].kind, profile)
-        shared = _shared(name, profile)
-        if shared:
-            raise ParameterError(
-                "profile",
-                found=f"{len(shared)} necks that judge {name} and had a part in its training, the first {min(shared)}",
-                expected=f"at most {JUDGE - CHOOSE} that choose, and at most {RUNGS['necks-easy'].first} that teach",
-                remedy="take fewer.",
-            )
-
-
-def _check_same_profile(path: Path, kind: str, profile: Profile) -> None:
-    """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind."""
-    of_others = ("lever", "neck") if kind == "crops" else ("lever", "crop")
-    there, here = json.loads(path.read_text())["profile"], asdict(profile)
-    matter = [key for key in there if key in here and not key.startswith(of_others)]
-    other = [key for key in matter if there[key] != here[key]]
-    if other:
-        raise ParameterError(
-            path,
-            found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
-            expected=", ".join(f"{key}={here[key]}" for key in other),
-            remedy="name another out, or the profile that climbed it.",
-        )
-
-
-def _shared(name: str, profile: Profile) -> set[int]:
-    """Necks that judge a rung, and that taught it or a rung it comes from, or chose an epoch there."""
-    judging = {(RUNGS[name].kind, number) for number in sets(RUNGS[name], profile)["judge"]}
-    seen: set[tuple[str, int]] = set()
-    step: str | None = name
-    while step is not None:
-        numbers = sets(RUNGS[step], profile)
-        seen |= {(RUNGS[step].kind, number) for part in ("teach", "choose") for number in numbers[part]}
-        step = RUNGS[step].start
-    return {number for _, number in judging & seen}
-
-
-def _row_file(out: Path, seed: int, name: str) -> Path:
-    """A finished rung's row of the table."""
-    return out / str(seed) / name / "row.json"
-
-
 def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, progress: bool) -> dict:
     rung, begun = RUNGS[name], time.perf_counter()
     model = _model(profile, seed)
     if rung.start is not None:
-        _start(model, out / str(seed) / _trained(rung.start) / "best.pt")
+        _start(model, out / str(seed) / trained(rung.start) / "best.pt")
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
     rendered = time.perf_counter() - begun
@@ -214,13 +105,6 @@ def _start(model: ViT3D, path: Path) -> None:
             expected="every weight of the model, and no other",
             remedy="climb all rungs with one profile.",
         )
-
-
-def _trained(name: str) -> str:
-    """The rung itself, or the one whose weights it only judges."""
-    while not RUNGS[name].trains:
-        name = RUNGS[name].start
-    return name
 
 
 def _model(profile: Profile, seed: int) -> ViT3D:

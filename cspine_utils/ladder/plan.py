@@ -1,0 +1,129 @@
+"""The rungs: what each trains, from which weights, and which necks teach, choose and judge."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from cspine_utils.errors import ParameterError
+
+from .profiles import Profile
+
+#: Share of the studies with boxes in the RSNA-2022 data: 235 of 2,019.
+BOX_SHARE = 235 / 2019
+#: Seeds of the phantom. Sets of one rung take different necks of it.
+CROPS_SEED, NECKS_SEED = 11, 12
+#: Number of the first neck of the sets that choose an epoch, and that judge.
+CHOOSE, JUDGE = 100_002, 100_100
+
+
+@dataclass(frozen=True)
+class Rung:
+    """One step.
+
+    Attributes
+    ----------
+    kind : "crops" or "necks"
+    difficulty, prevalence : of the phantom
+    start : rung whose weights it begins with, None from scratch
+    trains : False judges the start's model as it is
+    first : number of the first neck that it learns from
+    boxes : share of the studies whose boxes are told
+    """
+
+    kind: str
+    difficulty: str
+    prevalence: str = ""
+    start: str | None = None
+    trains: bool = True
+    first: int = 0
+    boxes: float = 1.0
+
+
+RUNGS = {
+    "crops-easy": Rung("crops", "easy"),
+    "crops-standard": Rung("crops", "standard", start="crops-easy"),
+    "crops-hard": Rung("crops", "hard", start="crops-standard", trains=False),
+    "necks-balanced": Rung("necks", "easy", "balanced", start="crops-easy"),
+    "necks-easy": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000),
+    "necks-standard": Rung("necks", "standard", "rsna", start="necks-easy", first=40_000),
+    "few-boxes": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000, boxes=BOX_SHARE),
+}
+
+
+def trained(name: str) -> str:
+    """The rung itself, or the one whose weights it only judges."""
+    while not RUNGS[name].trains:
+        name = RUNGS[name].start
+    return name
+
+
+def sets(rung: Rung, profile: Profile) -> dict[str, range]:
+    """Numbers of the necks that teach, that choose the epoch, and that judge."""
+    if rung.kind == "crops":
+        counts = profile.crop_pairs * rung.trains, profile.crop_choose * rung.trains, profile.crop_judge
+    else:
+        counts = profile.necks, profile.necks_choose, profile.necks_judge
+    firsts = (rung.first, rung.first + CHOOSE, rung.first + JUDGE)
+    return {
+        name: range(first, first + count)
+        for name, first, count in zip(("teach", "choose", "judge"), firsts, counts, strict=True)
+    }
+
+
+def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
+    """Raise ParameterError for what `climb` cannot do, before it does anything."""
+    for place, name in enumerate(names):
+        if name not in RUNGS:
+            raise ParameterError("rungs", found=repr(name), expected=", ".join(RUNGS), remedy="name some of these.")
+        start, path = RUNGS[name].start, row_file(out, seed, name)
+        if start is not None and start not in names[:place] and not row_file(out, seed, start).exists():
+            raise ParameterError(
+                f"rung {name}",
+                found=f"no finished rung {start} in {out / str(seed)}",
+                expected=f"the weights of {start}, which it begins with",
+                remedy=f"climb {start} first, or name it before {name}.",
+            )
+        if path.exists():
+            _check_same_profile(path, RUNGS[name].kind, profile)
+        shared = _shared(name, profile)
+        if shared:
+            raise ParameterError(
+                "profile",
+                found=f"{len(shared)} necks that judge {name} and had a part in its training, the first {min(shared)}",
+                expected=f"at most {JUDGE - CHOOSE} that choose, and at most {RUNGS['necks-easy'].first} that teach",
+                remedy="take fewer.",
+            )
+
+
+def _check_same_profile(path: Path, kind: str, profile: Profile) -> None:
+    """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind."""
+    of_others = ("lever", "neck") if kind == "crops" else ("lever", "crop")
+    there, here = json.loads(path.read_text())["profile"], asdict(profile)
+    matter = [key for key in there if key in here and not key.startswith(of_others)]
+    other = [key for key in matter if there[key] != here[key]]
+    if other:
+        raise ParameterError(
+            path,
+            found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
+            expected=", ".join(f"{key}={here[key]}" for key in other),
+            remedy="name another out, or the profile that climbed it.",
+        )
+
+
+def _shared(name: str, profile: Profile) -> set[int]:
+    """Necks that judge a rung, and that taught it or a rung it comes from, or chose an epoch there."""
+    judging = {(RUNGS[name].kind, number) for number in sets(RUNGS[name], profile)["judge"]}
+    seen: set[tuple[str, int]] = set()
+    step: str | None = name
+    while step is not None:
+        numbers = sets(RUNGS[step], profile)
+        seen |= {(RUNGS[step].kind, number) for part in ("teach", "choose") for number in numbers[part]}
+        step = RUNGS[step].start
+    return {number for _, number in judging & seen}
+
+
+def row_file(out: Path, seed: int, name: str) -> Path:
+    """A finished rung's row of the table."""
+    return out / str(seed) / name / "row.json"
