@@ -56,7 +56,7 @@ ablations: $(READY) ## the students' ablation, three rows; finished runs are kep
 	@$(BIN)/python -m cspine_utils.course --data "$(DATA)" --grid notebooks/profiles/ablation.yml
 
 ladder: $(READY) ## the transformer from crops to whole necks, data/ladder.csv (hours; finished rungs are kept)
-	@$(BIN)/python -m cspine_utils.ladder --table data
+	@$(BIN)/python -m cspine_utils.ladder --table data --weights data/weights
 
 canaries: $(READY) ## break the code on purpose and see the tests notice (a quarter of an hour)
 	@$(BIN)/python tests/canaries.py

@@ -183,13 +183,13 @@ def test_a_rung_without_its_start_is_refused_before_anything_is_done(tmp_path, n
 
 
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
-    model = rungs._model(SMALL, 0)
+    model = rungs.new_model(SMALL, 0)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("embed")}
     torch.save({"model": weights, "settings": {}}, tmp_path / "best.pt")
     with pytest.raises(TrainingError, match="every weight"):
         rungs._start(model, tmp_path / "best.pt")
     torch.save({"model": model.state_dict(), "settings": {}}, tmp_path / "best.pt")
-    other = rungs._model(SMALL, 1)
+    other = rungs.new_model(SMALL, 1)
     rungs._start(other, tmp_path / "best.pt")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
@@ -287,7 +287,7 @@ def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
     rungs._climb_one(climbed, "crops-hard", SMALL, 1, 0, False)
     best = torch.load(climbed / "1" / "crops-standard" / "best.pt", weights_only=True)["model"]
     assert seen.keys() == best.keys() and all(torch.equal(seen[name], best[name]) for name in best)
-    assert any(not torch.equal(best[name], value) for name, value in rungs._model(SMALL, 1).state_dict().items())
+    assert any(not torch.equal(best[name], value) for name, value in rungs.new_model(SMALL, 1).state_dict().items())
 
 
 def test_each_lever_is_pulled_once(climbed):

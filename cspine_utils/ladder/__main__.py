@@ -11,6 +11,7 @@ import torch
 
 from . import PROFILES, RUNGS, climb
 from .levers import pull
+from .weights import PUBLISHED, export
 
 
 def main(arguments=None) -> None:
@@ -24,6 +25,9 @@ def main(arguments=None) -> None:
         "--levers", action="store_true", help="train one recipe after the other on crops, not the rungs"
     )
     parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder)")
+    parser.add_argument(
+        "--weights", type=Path, help=f"a folder for the weights of {', '.join(PUBLISHED)}"
+    )
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     workers = chosen.threads if chosen.threads > 1 else 0
@@ -39,6 +43,9 @@ def main(arguments=None) -> None:
         found = pd.concat(rows, ignore_index=True)
         _write(found.drop(columns="profile").round(4), table / "ladder.csv")
         _write(curves(chosen.out, found).round(5), table / "ladder_curves.csv")
+    for name in PUBLISHED if chosen.weights else ():
+        if name in chosen.rungs:
+            export(chosen.out / str(chosen.seeds[0]) / name, chosen.weights / f"{name}.safetensors")
     print(found.drop(columns="profile").round(3).T.to_string())
 
 

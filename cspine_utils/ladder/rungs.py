@@ -76,7 +76,7 @@ def climb(
 
 def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, progress: bool) -> dict:
     rung, begun = RUNGS[name], time.perf_counter()
-    model = _model(profile, seed)
+    model = new_model(profile, seed)
     if rung.start is not None:
         _start(model, out / str(seed) / trained(rung.start) / "best.pt")
     kind = _Crops if rung.kind == "crops" else _Necks
@@ -107,7 +107,8 @@ def _start(model: ViT3D, path: Path) -> None:
         )
 
 
-def _model(profile: Profile, seed: int) -> ViT3D:
+def new_model(profile: Profile, seed: int) -> ViT3D:
+    """The transformer of all rungs, at random."""
     torch.manual_seed(seed)
     return ViT3D(
         size=necks.NeckForm.size, frame_patch=FRAME_PATCH, patch=PATCH, dim=profile.dim, depth=profile.depth,

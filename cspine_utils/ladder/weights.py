@@ -1,0 +1,67 @@
+"""Weights of a rung in a small file that travels with the course: bfloat16, with all that is needed to build the model.
+
+Half an hour of training fits into 2 MB; the rounding (three significant digits) changes no result that counts.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from cspine_utils import checkpoints
+from cspine_utils.errors import CSpineError, TrainingError
+from cspine_utils.models.vit3d import ViT3D
+
+from .profiles import Profile
+from .rungs import new_model
+
+#: The rungs whose weights `make ladder` puts into data/weights.
+PUBLISHED = ("crops-easy",)
+
+
+def export(run: Path, path) -> Path:
+    """Write the best weights of a finished rung.
+
+    Parameters
+    ----------
+    run : the rung's folder, with `best.pt` and `row.json`
+    path : a .safetensors file; its folder is made if missing
+    """
+    row = json.loads((Path(run) / "row.json").read_text())
+    model = checkpoints.load(new_model(Profile(**row["profile"]), row["seed"]), Path(run) / "best.pt")
+    facts = {key: row[key] for key in ("rung", "seed", "difficulty", "learned_from", "auroc", "above_own_twin")}
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    weights = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
+    save_file(weights, temporary, metadata={"config": json.dumps(model.config), "facts": json.dumps(facts)})
+    os.replace(temporary, path)
+    return path
+
+
+def load(path) -> tuple[ViT3D, dict]:
+    """The model of a file written by `export`, in evaluation mode, and what is known about it.
+
+    Raises
+    ------
+    TrainingError : no such file, or one that is damaged, of another kind or of another version of the model
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            told = file.metadata() or {}
+            weights = {name: file.get_tensor(name).float() for name in file.keys()}
+        model = ViT3D(**json.loads(told["config"]))
+        model.load_state_dict(weights)
+        return model.eval(), json.loads(told["facts"])
+    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, CSpineError) as error:
+        raise TrainingError(
+            path,
+            found=f"weights that cannot be used ({' '.join(str(error).split())[:200]})",
+            expected="a file written by ladder.weights.export for this version of the model",
+            remedy="make it anew with make ladder, or take the one that came with this version of the course.",
+        ) from error

@@ -1,0 +1,83 @@
+"""Weights that travel with the course: written, read, refused, and as good as it is said."""
+
+import json
+from dataclasses import asdict
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from conftest import ROOT
+
+from cspine_utils import crops, evidence, training
+from cspine_utils.errors import TrainingError
+from cspine_utils.ladder import Profile, judge, rungs, weights
+
+SHIPPED = ROOT / "data" / "weights" / "crops-easy.safetensors"
+SMALL = Profile(dim=12, depth=1)
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A finished rung's folder: a model of its own making and its row."""
+    model = rungs.new_model(SMALL, 3)
+    with torch.no_grad():
+        model.head.evidence.weight.normal_()
+    torch.save({"model": model.state_dict(), "settings": {}}, tmp_path / "best.pt")
+    row = {"rung": "r", "seed": 0, "difficulty": "easy", "learned_from": 5, "auroc": 0.7, "above_own_twin": 0.9}
+    (tmp_path / "row.json").write_text(json.dumps(row | {"profile": asdict(SMALL)}))
+    return tmp_path, model
+
+
+def test_what_is_read_answers_as_what_was_written(run):
+    folder, model = run
+    again, facts = weights.load(weights.export(folder, folder / "sub" / "r.safetensors"))
+    x = torch.randn(1, 5, 6, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.allclose(model.eval()(x), again(x), atol=0.05) and not again.training
+        model.head.evidence.weight.neg_()
+        assert not torch.allclose(model(x), again(x), atol=0.05)
+    assert facts == {"rung": "r", "seed": 0, "difficulty": "easy", "learned_from": 5, "auroc": 0.7,
+                     "above_own_twin": 0.9}  # fmt: skip
+    assert [p.name for p in (folder / "sub").iterdir()] == ["r.safetensors"]
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def of_another_version(path):
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b'\\"frame_patch\\"', b'\\"frame_patsh\\"'))
+
+
+@pytest.mark.parametrize(
+    "harm", [cut, of_another_version, lambda path: path.unlink(), lambda path: path.write_text("x")]
+)
+def test_what_cannot_be_used_is_refused_by_name(run, harm):
+    folder, _ = run
+    path = weights.export(folder, folder / "r.safetensors")
+    harm(path)
+    with pytest.raises(TrainingError, match="r.safetensors"):
+        weights.load(path)
+
+
+def test_the_weights_that_come_with_the_course_see_fractures(tmp_path):
+    """Fourteen necks of another cohort: the break is scored above its own twin, and above other patients' bones."""
+    model, facts = weights.load(SHIPPED)
+    crops.render_crops(tmp_path, 14, difficulty="easy", seed=77, progress=False)
+    held_out = crops.TwinCrops(tmp_path, range(14))
+    y, p = training.predict(model, held_out, 14, evidence.objective(frame_patch=5, patch=8))
+    found = judge.of_crops(y, p, held_out.patients, np.random.default_rng(0))
+    assert facts["above_own_twin"] > 0.95 and found["above_own_twin"] >= 12 / 14
+    with torch.no_grad():  # the same network, deaf to what it found
+        model.head.evidence.weight.zero_()
+    y, p = training.predict(model, held_out, 14, evidence.objective(frame_patch=5, patch=8))
+    assert judge.of_crops(y, p, held_out.patients, np.random.default_rng(0))["above_own_twin"] == 0.5
+
+
+def test_the_table_tells_the_same_of_them():
+    _, facts = weights.load(SHIPPED)
+    table = pd.read_csv(ROOT / "data" / "ladder.csv").set_index(["rung", "seed"])
+    row = table.loc[(facts["rung"], facts["seed"])]
+    assert row["auroc"] == pytest.approx(facts["auroc"], abs=1e-3) and row["learned_from"] == facts["learned_from"]
