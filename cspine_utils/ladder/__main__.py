@@ -25,9 +25,7 @@ def main(arguments=None) -> None:
         "--levers", action="store_true", help="train one recipe after the other on crops, not the rungs"
     )
     parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder)")
-    parser.add_argument(
-        "--weights", type=Path, help=f"a folder for the weights of {', '.join(PUBLISHED)}"
-    )
+    parser.add_argument("--weights", type=Path, help=f"a folder for the weights of {', '.join(PUBLISHED)}")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
     workers = chosen.threads if chosen.threads > 1 else 0
