@@ -241,6 +241,13 @@ CANARIES = [
         "test_ladder.py",
     ),
     Canary(
+        "a calibration forgets its slope",
+        "cspine_utils/calibration.py",
+        "head.gain.mul_(scale.slope)",
+        "pass",
+        "test_calibration.py",
+    ),
+    Canary(
         "necks that chose the epoch judge it",
         "cspine_utils/ladder/plan.py",
         "(rung.first, rung.first + CHOOSE, rung.first + JUDGE)",

@@ -391,3 +391,31 @@ def test_weights_of_which_none_fits_are_refused(tmp_path):
     torch.save({"model": {"blocks": 1}, "settings": {}}, tmp_path / "odd.pt")
     with pytest.raises(TrainingError, match="no weight that fits"):
         checkpoints.load_matching(model(), tmp_path / "odd.pt")
+
+
+# ---- a look at some of the training studies
+
+
+def test_the_train_loss_of_a_large_set_may_be_measured_on_some_of_it(tmp_path):
+    data = Studies(7, 1)
+
+    def answering():
+        net = model(seed=5)
+        torch.manual_seed(9)
+        nn.init.normal_(net.head.weight)  # at zero, all studies have the same loss
+        return net
+
+    net, untrained = answering(), answering()
+    _, result = fit(tmp_path / "some", train=data, net=net, epochs=1, base_rates=None, train_sample=3)
+    picked = torch.utils.data.Subset(data, [0, 2, 4])
+    assert result.history["train_loss"][0] == pytest.approx(training.mean_loss(untrained, picked), rel=1e-6)
+    assert result.best_train_loss == pytest.approx(training.mean_loss(net, picked), rel=1e-6)
+    _, whole = fit(tmp_path / "all", train=data, net=answering(), epochs=1, base_rates=None)
+    assert whole.history["train_loss"][0] != pytest.approx(result.history["train_loss"][0], rel=1e-6)
+    assert whole.history["validation_loss"].tolist() == result.history["validation_loss"].tolist()
+
+
+@pytest.mark.parametrize("wrong", [0, 2.0, True])
+def test_a_sample_is_a_number_of_studies(tmp_path, wrong):
+    with pytest.raises(ParameterError, match="train_sample"):
+        fit(tmp_path, epochs=1, train_sample=wrong)
