@@ -280,6 +280,25 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
     assert RUNGS["few-boxes"].boxes == pytest.approx(0.116, abs=1e-3)
 
 
+def test_necks_are_calibrated_before_they_teach_and_on_those_that_choose(climbed, monkeypatch, tmp_path):
+    done = []
+    calibrate = rungs.calibration.calibrate
+
+    def noted(model, dataset, objective, **options):
+        done.append((dataset, options))
+        return calibrate(model, dataset, objective, **options)
+
+    monkeypatch.setattr(rungs.calibration, "calibrate", noted)
+    monkeypatch.setattr(rungs.training, "fit", lambda *_, **__: done.append("fit"))
+    work = rungs._Necks(climbed / "data", RUNGS["necks-easy"], SMALL, 0, False)
+    model = rungs.new_model(SMALL, 1)
+    work.train(model, tmp_path, 1)
+    (before, options), fitted, (after, no_options) = done
+    assert fitted == "fit" and before.dataset is work.taught and after is work.choose
+    assert options == {"rates": work.rates} and not no_options
+    assert model.head.bias.abs().min() > 0  # what was found is in the model
+
+
 def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
     """`crops-hard` is judged with what `crops-standard` has learned."""
     seen = {}

@@ -465,6 +465,8 @@ def test_a_model_that_does_not_fit_is_refused(tmp_path):
     [
         dict(epochs=-1), dict(epochs=2.0), dict(batch_size=0), dict(batch_size=True), dict(learning_rate="1e-4"),
         dict(learning_rate=0), dict(gamma=math.nan), dict(weight_decay=-1), dict(clip=0), dict(patience=0),
+        dict(accumulate=0), dict(schedule="step"), dict(warmup_steps=-1), dict(label_smoothing=1.0),
+        dict(precision="16-mixed"), dict(checkpoint_activations=1), dict(best_by=None), dict(warmup_steps=9),
     ],
 )  # fmt: skip
 def test_settings_out_of_range_are_refused(tmp_path, changes):
