@@ -168,3 +168,19 @@ def test_other_weights_are_another_objective():
     """The name goes into a run's settings: a run with other weights is not taken up."""
     names = {objective(**FORM, **options).name for options in ({}, {"least": 5}, {"token_weight": 4.0})}
     assert len(names) == 3
+
+
+def test_without_token_weight_any_model_is_asked_for_the_study_alone():
+    class Plain(torch.nn.Module):
+        def forward(self, x):
+            return x[:, :, 2].mean(dim=(1, 2, 3))[:, None] * torch.arange(8.0)
+
+    labels, marked = random_batch()
+    x, y = batch(labels, marked), torch.zeros(2, 8)
+    alone = objective(**FORM, token_weight=0)
+    six, told = alone.prepare(x, y)
+    assert torch.equal(six, x[:, :, :6]) and torch.equal(told, y)
+    logits = alone.answer(Plain(), six)
+    assert torch.equal(logits, Plain()(six))
+    expected = torch.nn.functional.binary_cross_entropy_with_logits(logits, y)
+    assert alone.loss(logits, told) == pytest.approx(expected.item(), rel=1e-6)

@@ -11,7 +11,7 @@ import torch
 
 from cspine_utils import crops, metrics, necks, ranking
 from cspine_utils.errors import ParameterError, TrainingError
-from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, levers, plan, rungs
+from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, levers, plan, rungs, weights
 from cspine_utils.ladder.plan import Rung, sets
 from cspine_utils.phantom.study import study_uid
 
@@ -207,7 +207,9 @@ def climbed(tmp_path_factory):
         patch.setattr(room, "CLOSER", (5, 8))
     patch.setitem(PROFILES, "small", SMALL)
     out = tmp_path_factory.mktemp("ladder")
-    __main__.main(["--out", str(out), "--profile", "small", "--seeds", "1", "--table", str(out / "tables")])
+    asked = ["--out", str(out), "--profile", "small", "--seeds", "1", "--table", str(out / "tables")]
+    __main__.main([*asked, "--weights", str(out / "weights")])
+    __main__.main([*asked, "--levers"])
     yield out
     patch.undo()
 
@@ -278,6 +280,16 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
         assert work.taught.told == set(uids["teach"][: round(rung.boxes * 2)])
         assert np.allclose(work.rates, metrics.base_rates(work.taught.targets.numpy(), smoothing=0.5))
     assert RUNGS["few-boxes"].boxes == pytest.approx(0.116, abs=1e-3)
+
+
+def test_the_command_leaves_the_weights_of_the_first_rung_and_the_table_of_the_levers(climbed):
+    assert [path.name for path in (climbed / "weights").iterdir()] == ["crops-easy.safetensors"]
+    model, facts = weights.load(climbed / "weights" / "crops-easy.safetensors")
+    best = torch.load(climbed / "1" / "crops-easy" / "best.pt", weights_only=True)["model"]
+    assert all(torch.allclose(best[name], value, rtol=0.01) for name, value in model.state_dict().items())
+    assert facts["rung"] == "crops-easy" and facts["seed"] == 1
+    table = pd.read_csv(climbed / "tables" / "levers.csv")
+    assert list(table["lever"].unique()) == list(levers.LEVERS) and (table["seed"] == 1).all()
 
 
 def test_necks_are_calibrated_before_they_teach_and_on_those_that_choose(climbed, monkeypatch, tmp_path):
