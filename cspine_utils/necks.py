@@ -1,8 +1,7 @@
 """Whole synthetic necks straight into a store of stacks: hundreds of them in minutes, without DICOM files in between.
 
-`phantom.write_cohort` and `stacks.prepare` lead to the same values, but for the noise, which is drawn anew, and for a
-rim: where the square reaches beyond the part of the scan that is rendered, it shows air. They are the way for a cohort
-that somebody reads as files.
+`phantom.write_cohort` and `stacks.prepare` lead to the same values, but for the noise, which is drawn anew. They are
+the way for a cohort that somebody reads as files.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from cspine_utils import parallel, phantom, stacks
 from cspine_utils.anatomy import LEVELS, TARGETS
 from cspine_utils.errors import CSpineError, ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
+from cspine_utils.phantom.rendering import NECK_MM
 from cspine_utils.stacks.store import locked
 from cspine_utils.volume import Volume
 
@@ -32,13 +32,14 @@ class NeckForm:
     Attributes
     ----------
     frames : of the stack, twice as many slices
-    size, field_mm : pixels and mm of the square around C1-C7: together about 1 mm a pixel, as crops have it
+    size, field_mm : pixels and mm of the square around C1-C7: together about 1 mm a pixel, as crops have it. C1-C7
+        of 110 phantoms reached 54-108 mm from front to back, 63-86 mm from side to side
     study_size : pixels across of the scan: 160 give voxels of 1.0-1.1 mm
     """
 
     frames: int = stacks.FRAMES
     size: int = 104
-    field_mm: float = 104.0
+    field_mm: float = 108.0
     study_size: int = 160
 
 
@@ -103,6 +104,7 @@ class _Task:
         """Changes with whatever the stack depends on."""
         plan = self.plan
         facts = [VERSION, stacks.VERSION, plan.seed, plan.index, plan.difficulty, self.prevalence, self.twin]
+        facts.append(NECK_MM)
         return hashlib.sha256(json.dumps([*facts, asdict(self.form)]).encode()).hexdigest()
 
     def is_there(self) -> bool:

@@ -22,8 +22,9 @@ from .truth import Rendered
 #: Middle of the crop around a vertebra, mm behind the body's centre (C1: behind the dens): its arch lies there.
 CROP_BACK_MM = 10.0
 
-#: How far C1-C7 reach from their centres along d, h, w: mm up and down, to the front and the back, to either side.
-NECK_MM = ((30.0, 32.0), (22.0, 68.0), (48.0, 48.0))
+#: How far `render_neck` goes from the centres of C1-C7 along d, h, w, in mm: up and down until they end; to the front,
+#: the back and either side so far that a square of 108 mm around them (`necks.NeckForm`) lies inside.
+NECK_MM = ((24.0, 26.0), (42.0, 80.0), (58.0, 58.0))
 
 
 def render(plan: StudyPlan, *, fractured: bool = True, noise: bool = True, device: str = "cpu") -> Rendered:
