@@ -12,6 +12,7 @@ from cspine_utils.errors import ParameterError
 NUMBERS = (
     "auroc", "auroc_low", "auroc_high", "pooled_auroc", "above_own_twin", "twin_low", "twin_high",
     "loss", "constant", "difference", "difference_low", "difference_high", "skill",
+    "auroc_before", "loss_before",
 )  # fmt: skip
 
 
@@ -60,6 +61,12 @@ def of_necks(y: np.ndarray, p: np.ndarray, rates: np.ndarray, rng: np.random.Gen
         "loss": float(losses.mean()), "constant": float(constant.mean()), "difference": difference.mean,
         "difference_low": difference.low, "difference_high": difference.high, "skill": ranking.skill(losses, constant),
     }  # fmt: skip
+
+
+def before(y: np.ndarray, p: np.ndarray, rates: np.ndarray) -> dict[str, float]:
+    """What the weights that a rung begins with already know, calibrated, on the patients that judge it."""
+    known = of_necks(y, p, rates, np.random.default_rng(0))
+    return {"auroc_before": known["auroc"], "loss_before": known["loss"]}
 
 
 def of_twins(y: np.ndarray, broken: np.ndarray, intact: np.ndarray) -> dict[str, float]:

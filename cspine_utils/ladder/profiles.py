@@ -16,6 +16,8 @@ class Profile:
     necks, necks_choose, necks_judge : whole studies, likewise
     necks_twins : so many of those that judge are also shown without their fractures
     neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
+    neck_rate_again : of a rung that begins with the weights of another rung of necks: it has less to learn and more to
+        lose
     lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans
     dim, depth : of the transformer
@@ -35,6 +37,7 @@ class Profile:
     neck_epochs: int = 3
     neck_batch: int = 4
     neck_rate: float = 5e-4
+    neck_rate_again: float = 1e-4
     lever_pairs: int = 350
     lever_epochs: int = 8
     lever_batch: int = 16

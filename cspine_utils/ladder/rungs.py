@@ -175,16 +175,19 @@ class _Necks:
             store, (self.broken * 0).rename(index=lambda study: f"{study}.twin"), evidence=True
         )
         self.profile, self.progress = profile, progress
+        self.rate = profile.neck_rate if RUNGS[rung.start].kind == "crops" else profile.neck_rate_again
         self.learned_from, self.judged_on = profile.necks, profile.necks_judge
+        self.before: dict[str, float] = {}
 
     def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
         # The weights come from other base rates: first on studies that they have not seen, and after training, whose
         # studies they then know too well, on those that choose the epoch.
         some = Subset(self.taught, range(min(_CALIBRATE, len(self.taught))))
         calibration.calibrate(model, some, _objective(), rates=self.rates)
+        self.before = judge.before(*self._predict(model), self.rates)
         result = training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
-            batch_size=self.profile.neck_batch, learning_rate=self.profile.neck_rate, schedule="linear",
+            batch_size=self.profile.neck_batch, learning_rate=self.rate, schedule="linear",
             warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, best_by="validation_bce",
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
@@ -194,13 +197,16 @@ class _Necks:
         return result
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
-        y, p = training.predict(model, self.held_out, batch_size=4, objective=_objective())
-        numbers = judge.of_necks(y, p, self.rates, rng)
+        y, p = self._predict(model)
+        numbers = judge.of_necks(y, p, self.rates, rng) | self.before
         if self.broken.empty:
             return numbers
         broken = [self.held_out.studies.index(study) for study in self.broken.index]
         _, intact = training.predict(model, self.twins, batch_size=4, objective=_objective())
         return numbers | judge.of_twins(y[broken], p[broken], intact)
+
+    def _predict(self, model: ViT3D) -> tuple[np.ndarray, np.ndarray]:
+        return training.predict(model, self.held_out, batch_size=4, objective=_objective())
 
 
 def warmup(taught, batch: int) -> int:
