@@ -114,8 +114,14 @@ class Run:
         _write(self.out / "history.json", lambda path: path.write_text(json.dumps(summary, indent=2) + "\n"))
 
 
+def save(model: nn.Module, path: str | os.PathLike) -> None:
+    """Write weights alone, for `load` and `load_matching`: those of a model that was changed after training, say."""
+    content = {"model": model.state_dict(), "settings": {}}
+    _write(Path(path), lambda temporary: torch.save(content, temporary))
+
+
 def load(model: nn.Module, path: str | os.PathLike) -> nn.Module:
-    """Put the weights of a `best.pt` or `last.pt` into a model of the same form; returns it in eval mode.
+    """Put the weights of a `best.pt` or `last.pt`, or of `save`, into a model of its form; returns it in eval mode.
 
     Raises TrainingError if the file is no checkpoint of ours or belongs to a model of another form.
     """

@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from cspine_utils import crops, metrics, necks, ranking
+from cspine_utils import checkpoints, crops, metrics, necks, ranking
 from cspine_utils.errors import ParameterError, TrainingError
-from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, judge, levers, plan, rungs, weights
+from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, controls, judge, levers, plan, rungs, weights
 from cspine_utils.ladder.plan import Rung, sets
 from cspine_utils.phantom.study import study_uid
 
@@ -188,7 +188,7 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
     torch.save({"model": weights, "settings": {}}, tmp_path / "best.pt")
     with pytest.raises(TrainingError, match="every weight"):
         rungs._start(model, tmp_path / "best.pt")
-    torch.save({"model": model.state_dict(), "settings": {}}, tmp_path / "best.pt")
+    checkpoints.save(model, tmp_path / "best.pt")
     other = rungs.new_model(SMALL, 1)
     rungs._start(other, tmp_path / "best.pt")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
@@ -210,6 +210,7 @@ def climbed(tmp_path_factory):
     asked = ["--out", str(out), "--profile", "small", "--seeds", "1", "--table", str(out / "tables")]
     __main__.main([*asked, "--weights", str(out / "weights")])
     __main__.main([*asked, "--levers"])
+    __main__.main([*asked, "--controls", "necks-easy"])
     yield out
     patch.undo()
 
@@ -285,7 +286,7 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
 def test_the_command_leaves_the_weights_of_the_first_rung_and_the_table_of_the_levers(climbed):
     assert [path.name for path in (climbed / "weights").iterdir()] == ["crops-easy.safetensors"]
     model, facts = weights.load(climbed / "weights" / "crops-easy.safetensors")
-    best = torch.load(climbed / "1" / "crops-easy" / "best.pt", weights_only=True)["model"]
+    best = torch.load(climbed / "1" / "crops-easy" / "judged.pt", weights_only=True)["model"]
     assert all(torch.allclose(best[name], value, rtol=0.01) for name, value in model.state_dict().items())
     assert facts["rung"] == "crops-easy" and facts["seed"] == 1
     table = pd.read_csv(climbed / "tables" / "levers.csv")
@@ -316,7 +317,7 @@ def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
     seen = {}
     monkeypatch.setattr(rungs._Crops, "judge", lambda self, model, rng: seen.update(model.state_dict()) or {})
     rungs._climb_one(climbed, "crops-hard", SMALL, 1, 0, False)
-    best = torch.load(climbed / "1" / "crops-standard" / "best.pt", weights_only=True)["model"]
+    best = torch.load(climbed / "1" / "crops-standard" / "judged.pt", weights_only=True)["model"]
     assert seen.keys() == best.keys() and all(torch.equal(seen[name], best[name]) for name in best)
     assert any(not torch.equal(best[name], value) for name, value in rungs.new_model(SMALL, 1).state_dict().items())
 
@@ -336,7 +337,57 @@ def test_each_lever_is_pulled_once(climbed):
 def test_each_lever_adds_to_the_one_before():
     steps = [asdict(lever) for lever in levers.LEVERS.values()]
     added = [{name for name in b if a[name] != b[name]} - {"rate"} for a, b in zip(steps, steps[1:], strict=False)]
-    assert added == [{"head"}, {"twins"}, {"token_weight"}, {"stem"}, {"closer"}]
+    assert added == [{"head"}, {"twins"}, {"token_weight"}, {"stem"}, {"closer"}, {"shuffled"}]
+
+
+def test_labels_are_shuffled_within_pairs(climbed):
+    pairs = crops.TwinCrops(climbed / "data" / "crops-easy", [0, 1, 0, 1])
+    shuffled = levers.Shuffled(pairs, 0)
+    assert len(shuffled) == len(pairs) and 0 < shuffled.swapped.sum() < 4
+    assert shuffled.fingerprint != pairs.fingerprint != levers.Shuffled(pairs, 1).fingerprint != shuffled.fingerprint
+    order = shuffled.epoch_order(torch.Generator().manual_seed(0))
+    assert sorted(order) == list(range(8)) and pairs.views, "what an epoch sees of each pair is drawn"
+    for index in range(8):
+        (x, y), (own, truth), (twin, _) = shuffled[index], pairs[index], pairs[index ^ 1]
+        shown = twin if shuffled.swapped[index // 2] else own
+        assert torch.equal(x[:, :6], shown[:, :6]) and torch.equal(x[:, 6], own[:, 6])
+        assert torch.equal(y.nan_to_num(-1), truth.nan_to_num(-1))
+        assert not torch.equal(own[:, :6], twin[:, :6])
+
+
+def test_controls_judge_the_weights_and_the_necks_of_the_row(climbed):
+    table = pd.read_csv(climbed / "tables" / "controls.csv").set_index("control")
+    row = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung").loc["necks-easy"]
+    assert list(table.index) == list(controls.CONTROLS) and (table["rung"] == "necks-easy").all()
+    same = ["seed", "judged_on", "pooled_auroc", "loss", "constant", "difference", "skill"]
+    assert table.loc["as it is", same].to_list() == pytest.approx(row[same].to_list(), abs=2e-4)
+    assert (table["constant"] == row["constant"]).sum() >= 6, "the same necks"
+    assert table["loss"].nunique() > 4, "and each control changes what is said of them"
+
+
+def test_what_a_rung_knew_before_and_its_weights_as_judged(climbed):
+    table = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung")
+    alone = table.index.str.startswith("crops")
+    assert table.loc[alone, "loss_before"].isna().all() and table.loc[~alone, "loss_before"].notna().all()
+    work = rungs._Necks(climbed / "data", RUNGS["necks-easy"], SMALL, 0, False)
+    model = checkpoints.load(rungs.new_model(SMALL, 1), climbed / "1" / "necks-easy" / "judged.pt")
+    y, p = rungs.ask(model, work.held_out)
+    assert metrics.plain_bce_per_study(y, p).mean() == pytest.approx(table.loc["necks-easy", "loss"], abs=1e-4)
+    best = torch.load(climbed / "1" / "necks-easy" / "best.pt", weights_only=True)["model"]
+    assert not torch.equal(best["head.gain"], model.head.gain), "calibrated after the best epoch"
+
+
+def test_necks_that_follow_necks_learn_more_gently(climbed):
+    rate = {
+        name: rungs._Necks(climbed / "data", RUNGS[name], SMALL, 0, False).rate
+        for name in ("necks-balanced", "necks-easy", "few-boxes")
+    }
+    assert rate == {
+        "necks-balanced": SMALL.neck_rate,
+        "necks-easy": SMALL.neck_rate_again,
+        "few-boxes": SMALL.neck_rate_again,
+    }
+    assert SMALL.neck_rate_again < SMALL.neck_rate
 
 
 def test_a_climb_of_all_rungs_finds_every_start():

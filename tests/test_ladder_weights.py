@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cspine_utils import crops, evidence, training
+from cspine_utils import checkpoints, crops, evidence, training
 from cspine_utils.errors import TrainingError
 from cspine_utils.ladder import Profile, judge, rungs, weights
 
@@ -23,7 +23,7 @@ def run(tmp_path):
     model = rungs.new_model(SMALL, 3)
     with torch.no_grad():
         model.head.evidence.weight.normal_()
-    torch.save({"model": model.state_dict(), "settings": {}}, tmp_path / "best.pt")
+    checkpoints.save(model, tmp_path / "judged.pt")
     row = {"rung": "r", "seed": 0, "difficulty": "easy", "learned_from": 5, "auroc": 0.7, "above_own_twin": 0.9}
     (tmp_path / "row.json").write_text(json.dumps(row | {"profile": asdict(SMALL)}))
     return tmp_path, model

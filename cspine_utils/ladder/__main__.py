@@ -1,4 +1,5 @@
-"""python -m cspine_utils.ladder: climb, and write ladder.csv and ladder_curves.csv; or compare recipes, levers.csv."""
+"""python -m cspine_utils.ladder: climb, and write ladder.csv and ladder_curves.csv; or compare recipes, levers.csv; or
+judge a finished rung under controls, controls.csv."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ import pandas as pd
 import torch
 
 from . import PROFILES, RUNGS, climb
+from .controls import control
 from .levers import pull
 from .weights import PUBLISHED, export
 
@@ -24,6 +26,10 @@ def main(arguments=None) -> None:
     parser.add_argument(
         "--levers", action="store_true", help="train one recipe after the other on crops, not the rungs"
     )
+    parser.add_argument(
+        "--controls", choices=[name for name in RUNGS if RUNGS[name].kind == "necks"], metavar="RUNG",
+        help="judge this finished rung under controls, climb nothing",
+    )  # fmt: skip
     parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder)")
     parser.add_argument("--weights", type=Path, help=f"a folder for the weights of {', '.join(PUBLISHED)}")
     chosen = parser.parse_args(arguments)
@@ -34,6 +40,12 @@ def main(arguments=None) -> None:
     if chosen.levers:
         parts = [pull(chosen.out, profile, seed=seed) for seed in chosen.seeds]
         _write(pd.concat(parts, ignore_index=True).round(5), table / "levers.csv")
+        return
+    if chosen.controls:
+        settings = {"rung": chosen.controls, "workers": workers}
+        found = pd.concat([control(chosen.out, profile, seed=seed, **settings) for seed in chosen.seeds])
+        _write(found.round(4), table / "controls.csv")
+        print(found.round(3).to_string(index=False))
         return
     rows = []
     for seed in chosen.seeds:

@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from torch.utils.data import Dataset
 
-from cspine_utils import crops, evidence, training
+from cspine_utils import crops, evidence, stacks, training
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
@@ -32,6 +33,7 @@ class Lever:
     token_weight : of the tokens' targets; 0 trains with one label a crop
     closer : look at pieces of crops
     rate : learning rate; with the convolutions' normalisation it may be higher
+    shuffled : a coin says which of a crop and its twin is called broken
     """
 
     head: str = "mean"
@@ -40,9 +42,10 @@ class Lever:
     token_weight: float = 0.0
     closer: bool = False
     rate: float = 5e-4
+    shuffled: bool = False
 
 
-#: Each adds one thing to the one before.
+#: Each adds one thing to the one before; the last one is a control: with it, there is nothing to learn.
 LEVERS = {
     "one label a crop, mean of tokens": Lever(),
     "+ evidence pooled by vertebra": Lever(head="mask"),
@@ -50,7 +53,36 @@ LEVERS = {
     "+ a target for every token": Lever(head="mask", twins=True, token_weight=5.0),
     "+ small convolutions first": Lever(head="mask", twins=True, token_weight=5.0, stem="conv", rate=2e-3),
     "+ closer pieces": Lever(head="mask", twins=True, token_weight=5.0, stem="conv", rate=2e-3, closer=True),
+    "the same, labels shuffled": Lever(
+        head="mask", twins=True, token_weight=5.0, stem="conv", rate=2e-3, closer=True, shuffled=True
+    ),
 }
+
+
+class Shuffled(Dataset):
+    """Pairs of crops with the labels, and what is marked, of the other one in every second pair, drawn by a seed."""
+
+    def __init__(self, pairs: crops.TwinCrops, seed: int):
+        self.pairs, self.seed = pairs, seed
+        self.swapped = np.random.default_rng(seed).permutation(len(pairs) // 2) % 2 == 0
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal means equal data."""
+        return f"{self.pairs.fingerprint} shuffled {self.seed}"
+
+    def epoch_order(self, generator: torch.Generator) -> list[int]:
+        return self.pairs.epoch_order(generator)
+
+    def __getitem__(self, index: int):
+        x, y = self.pairs[index]
+        if self.swapped[index // 2]:
+            other, _ = self.pairs[index ^ 1]
+            x = torch.cat([other[:, : stacks.CHANNELS], x[:, stacks.CHANNELS :]], dim=1)
+        return x, y
 
 
 def pull(
@@ -77,6 +109,8 @@ def pull(
         lever = LEVERS[name]
         closer = CLOSER if lever.closer else None
         taught = crops.TwinCrops(folder, numbers["teach"][: profile.lever_pairs], closer=closer, twins=lever.twins)
+        if lever.shuffled:
+            taught = Shuffled(taught, seed)
         model, objective = _model(lever, profile, seed), _objective(lever)
         result = training.fit(
             model, taught, choose, out=out / str(seed) / f"lever-{list(LEVERS).index(name)}",

@@ -127,3 +127,8 @@ def _shared(name: str, profile: Profile) -> set[int]:
 def row_file(out: Path, seed: int, name: str) -> Path:
     """A finished rung's row of the table."""
     return out / str(seed) / name / "row.json"
+
+
+def weights_file(out: Path, seed: int, name: str) -> Path:
+    """The weights of a trained rung as they were judged: of the best epoch, and calibrated where that is done."""
+    return out / str(seed) / name / "judged.pt"

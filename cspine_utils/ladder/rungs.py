@@ -14,13 +14,13 @@ import pandas as pd
 import torch
 from torch.utils.data import Subset
 
-from cspine_utils import calibration, crops, evidence, metrics, necks, ranking, stacks, training
+from cspine_utils import calibration, checkpoints, crops, evidence, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
 from cspine_utils.errors import TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
-from .plan import CROPS_SEED, NECKS_SEED, RUNGS, Rung, check, row_file, sets, trained
+from .plan import CROPS_SEED, NECKS_SEED, RUNGS, Rung, check, row_file, sets, trained, weights_file
 from .profiles import Profile
 
 #: Frames, and rows and columns, of a token.
@@ -78,13 +78,14 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
     rung, begun = RUNGS[name], time.perf_counter()
     model = new_model(profile, seed)
     if rung.start is not None:
-        _start(model, out / str(seed) / trained(rung.start) / "best.pt")
+        _start(model, weights_file(out, seed, trained(rung.start)))
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
     rendered = time.perf_counter() - begun
     seconds = 0.0
     if rung.trains:
         seconds = work.train(model, out / str(seed) / name, seed).seconds
+        checkpoints.save(model, weights_file(out, seed, name))
     numbers = work.judge(model.eval(), np.random.default_rng(seed))
     return {
         "rung": name, "seed": seed, "start": rung.start or "scratch", "difficulty": rung.difficulty,
@@ -184,7 +185,7 @@ class _Necks:
         # studies they then know too well, on those that choose the epoch.
         some = Subset(self.taught, range(min(_CALIBRATE, len(self.taught))))
         calibration.calibrate(model, some, _objective(), rates=self.rates)
-        self.before = judge.before(*self._predict(model), self.rates)
+        self.before = judge.before(*ask(model, self.held_out), self.rates)
         result = training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.rate, schedule="linear",
@@ -197,16 +198,24 @@ class _Necks:
         return result
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
-        y, p = self._predict(model)
+        y, p = ask(model, self.held_out)
         numbers = judge.of_necks(y, p, self.rates, rng) | self.before
         if self.broken.empty:
             return numbers
         broken = [self.held_out.studies.index(study) for study in self.broken.index]
-        _, intact = training.predict(model, self.twins, batch_size=4, objective=_objective())
+        _, intact = ask(model, self.twins)
         return numbers | judge.of_twins(y[broken], p[broken], intact)
 
-    def _predict(self, model: ViT3D) -> tuple[np.ndarray, np.ndarray]:
-        return training.predict(model, self.held_out, batch_size=4, objective=_objective())
+
+def necks_of(out: Path, name: str, profile: Profile, workers: int, progress: bool):
+    """(necks that judge a rung, `(8,)` base rates of those that taught it); rendered if they are not there."""
+    work = _Necks(out / "data", RUNGS[name], profile, workers, progress)
+    return work.held_out, work.rates
+
+
+def ask(model: ViT3D, necks_: torch.utils.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
+    """Labels and predictions of whole necks, `(n, 8)` each."""
+    return training.predict(model, necks_, batch_size=4, objective=_objective())
 
 
 def warmup(taught, batch: int) -> int:

@@ -25,15 +25,15 @@ PUBLISHED = ("crops-easy",)
 
 
 def export(run: Path, path) -> Path:
-    """Write the best weights of a finished rung.
+    """Write the weights of a finished rung as they were judged.
 
     Parameters
     ----------
-    run : the rung's folder, with `best.pt` and `row.json`
+    run : the rung's folder, with `judged.pt` and `row.json`
     path : a .safetensors file; its folder is made if missing
     """
     row = json.loads((Path(run) / "row.json").read_text())
-    model = checkpoints.load(new_model(Profile(**row["profile"]), row["seed"]), Path(run) / "best.pt")
+    model = checkpoints.load(new_model(Profile(**row["profile"]), row["seed"]), Path(run) / "judged.pt")
     facts = {key: row[key] for key in ("rung", "seed", "difficulty", "learned_from", "auroc", "above_own_twin")}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,184 @@
+"""Controls of a model of whole necks: what must take its answers away, and what it should bear.
+
+The held-out necks are shown once as they are and once for each control. With the labels of other necks, without a mask
+or with every break filled up there is nothing to tell; a mask that is a little wrong, as a predicted one is, should
+cost little.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from cspine_utils import checkpoints, stacks
+from cspine_utils.anatomy import CERVICAL_IDS
+from cspine_utils.augment import NO_LABEL
+from cspine_utils.errors import ParameterError
+
+from . import judge
+from .plan import RUNGS, check, row_file, weights_file
+from .profiles import Profile
+from .rungs import ask, necks_of, new_model
+
+_MASK = stacks.CHANNELS - 1
+#: Voxels (of about 1 mm) beyond the marked ones that a filling covers.
+MARGIN = 4
+#: What breaks are filled with: soft tissue.
+FILL_HU = 50.0
+
+
+class Held:
+    """The held-out necks of a rung, and what the controls need to know of the others than the one at hand."""
+
+    def __init__(self, dataset: stacks.StackDataset, seed: int):
+        self.dataset, self.seed = dataset, seed
+        self._holes: dict[int, list[np.ndarray]] | None = None
+
+    def generator(self, index: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, index])
+
+    @property
+    def holes(self) -> dict[int, list[np.ndarray]]:
+        """Marked voxels of every broken vertebra, int `(n, 3)` from the middle of the vertebra, by label."""
+        if self._holes is None:
+            self._holes = {label: [] for label in CERVICAL_IDS}
+            for index in np.flatnonzero(self.dataset.targets[:, -1].numpy()):
+                x, _ = self.dataset[int(index)]
+                labels, marked = stacks.labels_of(x[:, _MASK]).numpy(), x[:, -1].numpy() > 0
+                for label in CERVICAL_IDS:
+                    places = np.argwhere(marked & (labels == label))
+                    if len(places):
+                        self._holes[label].append(places - _middle(labels, label))
+        return self._holes
+
+
+def as_it_is(x: Tensor, held: Held, index: int) -> Tensor:
+    return x
+
+
+def mask_moved(x: Tensor, held: Held, index: int, by: int) -> Tensor:
+    """The mask lies beside its place by `by` voxels along each axis, to a side that is drawn for each neck."""
+    steps = [int(side) * by for side in held.generator(index).choice([-1, 1], 3)]
+    mask = torch.roll(x[:, _MASK], steps, dims=(0, 1, 2))
+    for axis, step in enumerate(steps):  # what came in at the other end is nobody's
+        came_in = mask.narrow(axis, 0, step) if step > 0 else mask.narrow(axis, mask.shape[axis] + step, -step)
+        came_in.fill_(NO_LABEL)
+    return _with_mask(x, mask)
+
+
+def mask_of_another(x: Tensor, held: Held, index: int) -> Tensor:
+    other, _ = held.dataset[(index + 1) % len(held.dataset)]
+    return _with_mask(x, other[:, _MASK])
+
+
+def no_mask(x: Tensor, held: Held, index: int) -> Tensor:
+    return _with_mask(x, torch.full_like(x[:, _MASK], NO_LABEL))
+
+
+def breaks_filled(x: Tensor, held: Held, index: int) -> Tensor:
+    """Soft tissue where a vertebra is broken, and in every intact one where the same vertebra of another neck is."""
+    labels, marked = stacks.labels_of(x[:, _MASK]).numpy(), x[:, -1].numpy() > 0
+    rng, holes = held.generator(index), held.holes
+    hole = marked.copy()
+    for label in CERVICAL_IDS:
+        if holes[label] and (labels == label).any() and not (marked & (labels == label)).any():
+            places = _middle(labels, label) + holes[label][rng.integers(len(holes[label]))]
+            inside = ((places >= 0) & (places < labels.shape)).all(axis=1)
+            hole[tuple(places[inside].T)] = True
+    wide = torch.from_numpy(hole).float()[None, None]
+    for axis in range(3):  # a cube, one axis after the other
+        kernel = [1, 1, 1]
+        kernel[axis] = 2 * MARGIN + 1
+        wide = torch.nn.functional.max_pool3d(wide, kernel, stride=1, padding=[k // 2 for k in kernel])
+    by_slice = wide[0, 0].bool().repeat_interleave(2, dim=0)  # frame n shows slices 2 n - 2 ... 2 n + 2
+    filled = by_slice[torch.from_numpy(stacks.shown_slices(len(by_slice)))]
+    soft = float(stacks.scale_hu(np.array([FILL_HU], np.float32), held.dataset.window)[0])
+    x = x.clone()
+    x[:, :_MASK][filled] = soft
+    return x
+
+
+@dataclass(frozen=True)
+class Control:
+    """One: what is done to a neck, and whether it then is told of another neck's labels."""
+
+    change: object
+    options: tuple = ()
+    labels_of_others: bool = False
+
+
+CONTROLS = {
+    "as it is": Control(as_it_is),
+    "mask 1 voxel beside": Control(mask_moved, (1,)),
+    "mask 3 voxels beside": Control(mask_moved, (3,)),
+    "mask 6 voxels beside": Control(mask_moved, (6,)),
+    "mask of another neck": Control(mask_of_another),
+    "no mask": Control(no_mask),
+    "breaks filled": Control(breaks_filled),
+    "labels of other necks": Control(as_it_is, labels_of_others=True),
+}
+
+
+class Changed(Dataset):
+    """The held-out necks after one control: x `(f, 7, h, w)`, y `(8,)`."""
+
+    def __init__(self, held: Held, control: Control):
+        self.held, self.control = held, control
+        self.targets = held.dataset.targets
+        if control.labels_of_others:
+            order = np.random.default_rng(held.seed).permutation(len(self.targets))
+            self.targets = self.targets[torch.from_numpy(order)]
+
+    def __len__(self) -> int:
+        return len(self.held.dataset)
+
+    def __getitem__(self, index: int):
+        x, _ = self.held.dataset[index]
+        return self.control.change(x, self.held, index, *self.control.options), self.targets[index]
+
+
+def control(
+    out, profile: Profile, *, rung: str = "necks-easy", names=tuple(CONTROLS), seed: int = 0, workers: int = 0,
+    progress: bool = True,
+) -> pd.DataFrame:  # fmt: skip
+    """Judge a finished rung of necks under every control.
+
+    Returns
+    -------
+    DataFrame, one row a control: control, rung, seed, judged_on, and the numbers of `judge.of_necks`
+
+    Raises ParameterError for a rung of crops, or one that is not finished in `out`.
+    """
+    out = Path(out)
+    check(out, [rung], profile, seed)
+    if RUNGS[rung].kind != "necks" or not row_file(out, seed, rung).exists():
+        raise ParameterError(
+            "rung",
+            found=f"{rung}, seed {seed}, in {out}",
+            expected="a finished rung of whole necks",
+            remedy=f"climb it first: {', '.join(name for name in RUNGS if RUNGS[name].kind == 'necks')}.",
+        )
+    held_out, rates = necks_of(out, rung, profile, workers, progress)
+    model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
+    held, rows = Held(held_out, seed), []
+    for name in names:
+        y, p = ask(model, Changed(held, CONTROLS[name]))
+        numbers = judge.of_necks(y, p, rates, np.random.default_rng(seed))
+        rows.append({"control": name, "rung": rung, "seed": seed, "judged_on": len(y), **numbers})
+    return pd.DataFrame(rows)
+
+
+def _middle(labels: np.ndarray, label: int) -> np.ndarray:
+    return np.rint(np.argwhere(labels == label).mean(axis=0)).astype(int)
+
+
+def _with_mask(x: Tensor, mask: Tensor) -> Tensor:
+    x = x.clone()
+    x[:, _MASK] = mask
+    return x
