@@ -13,7 +13,7 @@ import torch
 from . import PROFILES, RUNGS, climb
 from .controls import control
 from .levers import pull
-from .weights import PUBLISHED, export
+from .weights import PUBLISHED, begin, export
 
 
 def main(arguments=None) -> None:
@@ -23,6 +23,7 @@ def main(arguments=None) -> None:
     parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), metavar="RUNG", help=", ".join(RUNGS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one climb each")
     parser.add_argument("--threads", type=int, default=1, help="of torch; processes that render are as many")
+    parser.add_argument("--begin", type=Path, help="a folder of weights, data/weights say: of rungs not to climb again")
     parser.add_argument(
         "--levers", action="store_true", help="train one recipe after the other on crops, not the rungs"
     )
@@ -30,7 +31,7 @@ def main(arguments=None) -> None:
         "--controls", choices=[name for name in RUNGS if RUNGS[name].kind == "necks"], metavar="RUNG",
         help="judge this finished rung under controls, climb nothing",
     )  # fmt: skip
-    parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder)")
+    parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder); rows of others stay")
     parser.add_argument("--weights", type=Path, help=f"a folder for the weights of {', '.join(PUBLISHED)}")
     chosen = parser.parse_args(arguments)
     torch.set_num_threads(chosen.threads)
@@ -49,10 +50,12 @@ def main(arguments=None) -> None:
         return
     rows = []
     for seed in chosen.seeds:
+        if chosen.begin:
+            begin(chosen.begin, chosen.out, seed)
         rows.append(climb(chosen.out, profile, rungs=chosen.rungs, seed=seed, workers=workers))
         found = pd.concat(rows, ignore_index=True)
-        _write(found.drop(columns="profile").round(4), table / "ladder.csv")
-        _write(curves(chosen.out, found).round(5), table / "ladder_curves.csv")
+        _write(_beside(table / "ladder.csv", found.drop(columns="profile").round(4)), table / "ladder.csv")
+        _write(_beside(table / "ladder_curves.csv", curves(chosen.out, found).round(5)), table / "ladder_curves.csv")
     for name in PUBLISHED if chosen.weights else ():
         if name in chosen.rungs:
             export(chosen.out / str(chosen.seeds[0]) / name, chosen.weights / f"{name}.safetensors")
@@ -70,6 +73,18 @@ def curves(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
             history.insert(0, "rung", rung)
             parts.append(history.drop(columns=["memory_mb"], errors="ignore"))
     return pd.concat(parts, ignore_index=True) if parts else pd.DataFrame()
+
+
+def _beside(path: Path, new: pd.DataFrame) -> pd.DataFrame:
+    """New rows, and of an older table those of other rungs and seeds: seeds may be climbed on one evening each."""
+    if not path.exists() or new.empty:
+        return new
+    old = pd.read_csv(path)
+    climbed = pd.MultiIndex.from_frame(new[["rung", "seed"]])
+    old = old[~pd.MultiIndex.from_frame(old[["rung", "seed"]]).isin(climbed)]
+    both = pd.concat([part for part in (old, new) if not part.empty], ignore_index=True)
+    order = {name: place for place, name in enumerate(RUNGS)}
+    return both.sort_values(["seed", "rung"], key=lambda c: c.map(order) if c.name == "rung" else c, kind="stable")
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

@@ -78,12 +78,12 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
         if name not in RUNGS:
             raise ParameterError("rungs", found=repr(name), expected=", ".join(RUNGS), remedy="name some of these.")
         start, path = RUNGS[name].start, row_file(out, seed, name)
-        if start is not None and start not in names[:place] and not row_file(out, seed, start).exists():
+        if start is not None and start not in names[:place] and not weights_file(out, seed, trained(start)).exists():
             raise ParameterError(
                 f"rung {name}",
-                found=f"no finished rung {start} in {out / str(seed)}",
-                expected=f"the weights of {start}, which it begins with",
-                remedy=f"climb {start} first, or name it before {name}.",
+                found=f"no finished rung {trained(start)} in {out / str(seed)}",
+                expected=f"the weights of {trained(start)}, which it begins with",
+                remedy=f"climb {start} first, or name it before {name}; --begin takes weights that came with the course.",
             )
         if path.exists():
             _check_same_profile(path, RUNGS[name].kind, profile)

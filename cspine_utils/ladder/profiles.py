@@ -21,7 +21,7 @@ class Profile:
     lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans
     dim, depth : of the transformer
-    precision : of lightning-fabric
+    precision : see `training.fit`
     """
 
     crop_pairs: int = 1400
@@ -44,7 +44,7 @@ class Profile:
     study_size: int = 160
     dim: int = 128
     depth: int = 4
-    precision: str = "bf16-mixed"
+    precision: str = "auto"
 
 
 PROFILES = {

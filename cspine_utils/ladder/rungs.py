@@ -92,8 +92,12 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
         "prevalence": rung.prevalence, "boxes": rung.boxes, "learned_from": work.learned_from if rung.trains else 0,
         "judged_on": work.judged_on, **dict.fromkeys(judge.NUMBERS), **numbers,
         "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
-        "threads": torch.get_num_threads(), "profile": asdict(profile),
+        "threads": torch.get_num_threads(), "precision": _precision(profile), "profile": asdict(profile),
     }  # fmt: skip
+
+
+def _precision(profile: Profile) -> str:
+    return training.fast_precision(torch.device("cpu")) if profile.precision == "auto" else profile.precision
 
 
 def _start(model: ViT3D, path: Path) -> None:

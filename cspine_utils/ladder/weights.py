@@ -17,11 +17,25 @@ from cspine_utils import checkpoints
 from cspine_utils.errors import CSpineError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
+from .plan import weights_file
 from .profiles import Profile
 from .rungs import new_model
 
 #: The rungs whose weights `make ladder` puts into data/weights.
-PUBLISHED = ("crops-easy",)
+PUBLISHED = ("crops-easy", "necks-easy")
+#: What of a rung's row goes with its weights.
+_FACTS = (
+    "rung",
+    "seed",
+    "difficulty",
+    "prevalence",
+    "learned_from",
+    "auroc",
+    "above_own_twin",
+    "loss",
+    "constant",
+    "skill",
+)
 
 
 def export(run: Path, path) -> Path:
@@ -34,7 +48,7 @@ def export(run: Path, path) -> Path:
     """
     row = json.loads((Path(run) / "row.json").read_text())
     model = checkpoints.load(new_model(Profile(**row["profile"]), row["seed"]), Path(run) / "judged.pt")
-    facts = {key: row[key] for key in ("rung", "seed", "difficulty", "learned_from", "auroc", "above_own_twin")}
+    facts = {key: row[key] for key in _FACTS if row.get(key) is not None}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
@@ -42,6 +56,41 @@ def export(run: Path, path) -> Path:
     save_file(weights, temporary, metadata={"config": json.dumps(model.config), "facts": json.dumps(facts)})
     os.replace(temporary, path)
     return path
+
+
+def begin(folder, out, seed: int) -> list[str]:
+    """Put the weights of `folder` where `climb` looks for those of finished rungs, so that it need not climb them.
+
+    Parameters
+    ----------
+    folder : with <rung>.safetensors, such as data/weights
+    out, seed : of the climb; weights that are there already stay
+
+    Returns
+    -------
+    the rungs whose weights were put there
+
+    Raises
+    ------
+    TrainingError : no weights in the folder, damaged ones, or weights of another seed
+    """
+    there, done = sorted(Path(folder).glob("*.safetensors")), []
+    wrong = {path: facts for path, (_, facts) in ((path, load(path)) for path in there) if facts["seed"] != seed}
+    if not there or wrong:
+        raise TrainingError(
+            folder,
+            found="; ".join(f"{path.name} of seed {facts['seed']}" for path, facts in wrong.items()) or "no weights",
+            expected=f"weights of seed {seed}, as ladder.weights.export writes them",
+            remedy="climb the rung itself for another seed.",
+        )
+    for path in there:
+        model, facts = load(path)
+        place = weights_file(Path(out), seed, facts["rung"])
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            checkpoints.save(model, place)
+            done.append(facts["rung"])
+    return done
 
 
 def load(path) -> tuple[ViT3D, dict]:

@@ -25,5 +25,6 @@ dataset without learning, `processes` devices, precision and several processes, 
 from cspine_utils.checkpoints import Loaded, load_matching
 from cspine_utils.training.evaluation import mean_loss, predict
 from cspine_utils.training.fitting import TrainingResult, fit
+from cspine_utils.training.settings import fast_precision
 
-__all__ = ["Loaded", "TrainingResult", "fit", "load_matching", "mean_loss", "predict"]
+__all__ = ["Loaded", "TrainingResult", "fast_precision", "fit", "load_matching", "mean_loss", "predict"]

@@ -116,7 +116,8 @@ def fit(
     train_sample : measure the train loss in eval mode (row 0, and `best_train_loss`) on so many studies, evenly picked;
         None takes all, which for a large set costs as much as a third of an epoch, twice
     best_by : the history's column whose lowest value makes the best epoch
-    precision : "32-true", or "bf16-mixed" for bfloat16 where autocast allows it (weights and losses stay float32)
+    precision : "32-true", or "bf16-mixed" for bfloat16 where autocast allows it (weights and losses stay float32), or
+        "auto" for the faster one of this device, see `settings.fast_precision`; a run resumes with the one it began with
     checkpoint_activations : sets the model's attribute of that name: less memory for more time. Models without it
         are refused.
     generator : one number is drawn from it as the base seed. To resume, pass a generator in the same state again.
@@ -146,6 +147,10 @@ def fit(
             expected="a torch.Generator",
             remedy="pass torch.Generator().manual_seed(seed)",
         )
+    if precision == "auto" and fabric is not None:
+        precision = fabric.strategy.precision.precision
+    elif precision == "auto":
+        precision = asked.fast_precision(next(model.parameters()).device)
     settings = {
         "epochs": epochs,
         "batch_size": batch_size,
