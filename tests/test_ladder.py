@@ -161,7 +161,7 @@ def test_a_profile_whose_sets_would_share_patients_is_refused(tmp_path, name, ch
     start = RUNGS[name].start
     if start:
         (tmp_path / "0" / start).mkdir(parents=True)
-        (tmp_path / "0" / start / "row.json").write_text(json.dumps({"profile": {}}))
+        (tmp_path / "0" / start / "judged.pt").touch()
     with pytest.raises(ParameterError, match=f"judge {name}"):
         climb(tmp_path, replace(SMALL, **changes), rungs=[name])
     assert not (tmp_path / "data").exists()
@@ -227,7 +227,7 @@ def test_a_climb_tells_all_rungs(climbed):
     assert list(table["rung"]) == list(RUNGS) and (table["seed"] == 1).all()
     assert list(table.columns) == [
         "rung", "seed", "start", "difficulty", "prevalence", "boxes", "learned_from", "judged_on", *judge.NUMBERS,
-        "train_seconds", "render_seconds", "threads",
+        "train_seconds", "render_seconds", "threads", "precision",
     ]  # fmt: skip
     table = table.set_index("rung")
     alone = table.index.str.startswith("crops")
@@ -283,8 +283,11 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
     assert RUNGS["few-boxes"].boxes == pytest.approx(0.116, abs=1e-3)
 
 
-def test_the_command_leaves_the_weights_of_the_first_rung_and_the_table_of_the_levers(climbed):
-    assert [path.name for path in (climbed / "weights").iterdir()] == ["crops-easy.safetensors"]
+def test_the_command_leaves_the_weights_of_two_rungs_and_the_table_of_the_levers(climbed):
+    assert sorted(path.stem for path in (climbed / "weights").iterdir()) == ["crops-easy", "necks-easy"]
+    _, told = weights.load(climbed / "weights" / "necks-easy.safetensors")
+    row = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung").loc["necks-easy"]
+    assert told["loss"] == pytest.approx(row["loss"], abs=1e-4) and told["prevalence"] == "rsna"
     model, facts = weights.load(climbed / "weights" / "crops-easy.safetensors")
     best = torch.load(climbed / "1" / "crops-easy" / "judged.pt", weights_only=True)["model"]
     assert all(torch.allclose(best[name], value, rtol=0.01) for name, value in model.state_dict().items())
@@ -338,6 +341,20 @@ def test_each_lever_adds_to_the_one_before():
     steps = [asdict(lever) for lever in levers.LEVERS.values()]
     added = [{name for name in b if a[name] != b[name]} - {"rate"} for a, b in zip(steps, steps[1:], strict=False)]
     assert added == [{"head"}, {"twins"}, {"token_weight"}, {"stem"}, {"closer"}, {"shuffled"}]
+
+
+def test_rows_of_other_rungs_and_seeds_stay_in_the_table(tmp_path):
+    path = tmp_path / "ladder.csv"
+    old = pd.DataFrame(
+        {"rung": ["crops-easy", "necks-easy", "necks-easy"], "seed": [0, 0, 1], "auroc": [0.1, 0.2, 0.3]}
+    )
+    new = pd.DataFrame({"rung": ["necks-easy", "necks-balanced"], "seed": [0, 0], "auroc": [0.8, 0.9], "more": [1, 2]})
+    assert __main__._beside(path, new).equals(new)
+    old.to_csv(path, index=False)
+    both = __main__._beside(path, new)
+    assert both["rung"].tolist() == ["crops-easy", "necks-balanced", "necks-easy", "necks-easy"]
+    assert both["seed"].tolist() == [0, 0, 0, 1] and both["auroc"].tolist() == [0.1, 0.9, 0.8, 0.3]
+    assert __main__._beside(path, new.iloc[:0]).equals(old)
 
 
 def test_labels_are_shuffled_within_pairs(climbed):

@@ -8,10 +8,12 @@ import pandas as pd
 import pytest
 import torch
 from conftest import ROOT
+from safetensors import safe_open
+from safetensors.torch import save_file
 
 from cspine_utils import checkpoints, crops, evidence, training
-from cspine_utils.errors import TrainingError
-from cspine_utils.ladder import Profile, judge, rungs, weights
+from cspine_utils.errors import ParameterError, TrainingError
+from cspine_utils.ladder import Profile, judge, plan, rungs, weights
 
 SHIPPED = ROOT / "data" / "weights" / "crops-easy.safetensors"
 SMALL = Profile(dim=12, depth=1)
@@ -81,3 +83,33 @@ def test_the_table_tells_the_same_of_them():
     table = pd.read_csv(ROOT / "data" / "ladder.csv").set_index(["rung", "seed"])
     row = table.loc[(facts["rung"], facts["seed"])]
     assert row["auroc"] == pytest.approx(facts["auroc"], abs=1e-3) and row["learned_from"] == facts["learned_from"]
+
+
+def test_a_climb_may_begin_with_weights_that_came_with_the_course(run, tmp_path):
+    folder, model = run
+    shipped, out = tmp_path / "shipped", tmp_path / "out"
+    weights.export(folder, shipped / "crops-easy.safetensors")
+    facts = {"rung": "crops-easy", "seed": 0}
+    save_as(shipped / "crops-easy.safetensors", facts)
+    with pytest.raises(ParameterError, match="no finished rung crops-easy"):
+        plan.check(out, ["necks-balanced"], SMALL, 0)
+    assert weights.begin(shipped, out, 0) == ["crops-easy"]
+    plan.check(out, ["necks-balanced"], SMALL, 0)
+    begun = rungs.new_model(SMALL, 9)
+    rungs._start(begun, plan.weights_file(out, 0, "crops-easy"))
+    assert all(torch.allclose(a, b, rtol=0.01) for a, b in zip(model.parameters(), begun.parameters(), strict=True))
+    checkpoints.save(rungs.new_model(SMALL, 5), plan.weights_file(out, 0, "crops-easy"))
+    before = plan.weights_file(out, 0, "crops-easy").read_bytes()
+    assert weights.begin(shipped, out, 0) == [], "what was climbed here stays"
+    assert plan.weights_file(out, 0, "crops-easy").read_bytes() == before
+    with pytest.raises(TrainingError, match="crops-easy.safetensors of seed 0.*expected weights of seed 3"):
+        weights.begin(shipped, out, 3)
+    with pytest.raises(TrainingError, match="no weights"):
+        weights.begin(tmp_path / "nowhere", out, 0)
+
+
+def save_as(path, facts):
+    """The same weights with other facts."""
+    with safe_open(path, framework="pt") as file:
+        content, config = {name: file.get_tensor(name) for name in file.keys()}, file.metadata()["config"]
+    save_file(content, path, metadata={"config": config, "facts": json.dumps(facts)})

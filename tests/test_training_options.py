@@ -317,6 +317,33 @@ def test_bf16_computes_in_bfloat16_and_keeps_float32_weights(tmp_path):
     assert 0 < (a - b).abs().max() < 0.05
 
 
+@pytest.mark.parametrize(
+    ("able", "chosen"),
+    [({"avx2": True, "avx512_bf16": False}, "32-true"), ({"avx512_f": True}, "32-true"),
+     ({"avx512_bf16": True}, "bf16-mixed"), ({"amx_bf16": True, "avx512_bf16": False}, "bf16-mixed"),
+     ({"neon": True, "bf16": True}, "bf16-mixed"), ({}, "32-true")],
+    ids=str,
+)  # fmt: skip
+def test_bf16_is_chosen_where_the_processor_multiplies_it(tmp_path, monkeypatch, able, chosen):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: able)
+    assert training.fast_precision(torch.device("cpu")) == chosen
+    _, result = fit(tmp_path, precision="auto", epochs=1)
+    assert json.loads((result.out / "history.json").read_text())["settings"]["precision"] == chosen
+
+
+def test_names_of_what_a_processor_can_do_are_those_of_torch():
+    """Torch lists what it knows of, true or false: a name that it does not use would never be found."""
+    known = torch.cpu.get_capabilities()
+    own = {"x86_64": {"avx512_bf16", "amx_bf16"}, "aarch64": {"bf16"}}.get(known["architecture"], set())
+    assert own <= known.keys() and own <= set(settings._BFLOAT16)
+
+
+def test_auto_takes_the_precision_of_a_fabric_that_is_given(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", dict)
+    _, result = fit(tmp_path, fabric=fabric_for(model(), "bf16-mixed"), precision="auto", epochs=1)
+    assert json.loads((result.out / "history.json").read_text())["settings"]["precision"] == "bf16-mixed"
+
+
 def test_a_fabric_of_another_precision_is_refused(tmp_path, capfd):
     fabric = fabric_for(model(), "bf16-mixed")
     with pytest.raises(ParameterError, match="32-true beside a fabric with bf16-mixed"):

@@ -77,9 +77,11 @@ def curves(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
 
 def _beside(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     """New rows, and of an older table those of other rungs and seeds: seeds may be climbed on one evening each."""
-    if not path.exists() or new.empty:
+    if not path.exists():
         return new
     old = pd.read_csv(path)
+    if new.empty:  # the curves of rungs that were judged as they are
+        return old
     climbed = pd.MultiIndex.from_frame(new[["rung", "seed"]])
     old = old[~pd.MultiIndex.from_frame(old[["rung", "seed"]]).isin(climbed)]
     both = pd.concat([part for part in (old, new) if not part.empty], ignore_index=True)

@@ -83,7 +83,7 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
                 f"rung {name}",
                 found=f"no finished rung {trained(start)} in {out / str(seed)}",
                 expected=f"the weights of {trained(start)}, which it begins with",
-                remedy=f"climb {start} first, or name it before {name}; --begin takes weights that came with the course.",
+                remedy=f"climb {start} first, name it before {name}, or --begin with weights of the course.",
             )
         if path.exists():
             _check_same_profile(path, RUNGS[name].kind, profile)

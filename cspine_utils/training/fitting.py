@@ -117,7 +117,7 @@ def fit(
         None takes all, which for a large set costs as much as a third of an epoch, twice
     best_by : the history's column whose lowest value makes the best epoch
     precision : "32-true", or "bf16-mixed" for bfloat16 where autocast allows it (weights and losses stay float32), or
-        "auto" for the faster one of this device, see `settings.fast_precision`; a run resumes with the one it began with
+        "auto" for the faster one of this device, see `settings.fast_precision`; a run must resume with the same one
     checkpoint_activations : sets the model's attribute of that name: less memory for more time. Models without it
         are refused.
     generator : one number is drawn from it as the base seed. To resume, pass a generator in the same state again.
