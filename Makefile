@@ -55,8 +55,10 @@ notebooks-test: $(READY) ## run every notebook again and compare it with its sto
 ablations: $(READY) ## the students' ablation, three rows; finished runs are kept, DATA=... as for course
 	@$(BIN)/python -m cspine_utils.course --data "$(DATA)" --grid notebooks/profiles/ablation.yml
 
-ladder: $(READY) ## the transformer from crops to whole necks, data/ladder.csv (hours; finished rungs are kept)
+ladder: $(READY) ## the transformer from crops to whole necks, controls, levers (hours; what is finished is kept)
 	@$(BIN)/python -m cspine_utils.ladder --table data --weights data/weights
+	@$(BIN)/python -m cspine_utils.ladder --table data --controls necks-easy
+	@$(BIN)/python -m cspine_utils.ladder --table data --levers
 
 canaries: $(READY) ## break the code on purpose and see the tests notice (a quarter of an hour)
 	@$(BIN)/python tests/canaries.py

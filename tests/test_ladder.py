@@ -8,10 +8,24 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import ROOT
 
 from cspine_utils import checkpoints, crops, metrics, necks, ranking
 from cspine_utils.errors import ParameterError, TrainingError
-from cspine_utils.ladder import PROFILES, RUNGS, Profile, __main__, climb, controls, judge, levers, plan, rungs, weights
+from cspine_utils.ladder import (
+    PROFILES,
+    RUNGS,
+    Profile,
+    __main__,
+    climb,
+    controls,
+    judge,
+    levers,
+    plan,
+    report,
+    rungs,
+    weights,
+)
 from cspine_utils.ladder.plan import Rung, sets
 from cspine_utils.phantom.study import study_uid
 
@@ -355,6 +369,29 @@ def test_rows_of_other_rungs_and_seeds_stay_in_the_table(tmp_path):
     assert both["rung"].tolist() == ["crops-easy", "necks-balanced", "necks-easy", "necks-easy"]
     assert both["seed"].tolist() == [0, 0, 0, 1] and both["auroc"].tolist() == [0.1, 0.9, 0.8, 0.3]
     assert __main__._beside(path, new.iloc[:0]).equals(old)
+
+
+def test_the_readme_shows_the_table_that_was_measured():
+    table = pd.read_csv(ROOT / "data" / "ladder.csv")
+    assert report.markdown(table) in (ROOT / "README.md").read_text()
+    assert set(report.WORDS) == set(RUNGS)
+
+
+def test_a_line_of_the_table_by_hand(climbed):
+    row = {
+        "rung": "necks-easy", "seed": 0, "learned_from": 1280, "judged_on": 200, "auroc": 0.95164, "auroc_low": 0.9,
+        "auroc_high": 0.9789, "auroc_before": 0.5, "above_own_twin": 0.967, "loss": 0.1437, "constant": 0.3333,
+        "skill": 0.5689, "train_seconds": 690.0,
+    }  # fmt: skip
+    crop = row | {"rung": "crops-hard", "learned_from": 0, "auroc_before": np.nan, "loss": np.nan, "skill": np.nan}
+    lines = report.markdown(pd.DataFrame([row, crop])).splitlines()
+    assert [len(line.split("|")) for line in lines] == [11] * 4, "nine cells a line"
+    words = report.WORDS
+    assert lines[2] == f"| {words['crops-hard']} | – | 200 pairs | 0.952 (0.900–0.979) |  | 97% |  |  | – |"
+    told = "1,280 necks | 200 necks | 0.952 (0.900–0.979) | 0.500 | 97% | 0.144 beside 0.333 | 57% | 12 |"
+    assert lines[3] == f"| {words['necks-easy']} | {told}"
+    two = report.markdown(pd.DataFrame([row, row | {"seed": 1}]))
+    assert "real data, seed 0 |" in two and "real data, seed 1 |" in two
 
 
 def test_labels_are_shuffled_within_pairs(climbed):

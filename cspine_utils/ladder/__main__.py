@@ -13,6 +13,7 @@ import torch
 from . import PROFILES, RUNGS, climb
 from .controls import control
 from .levers import pull
+from .report import markdown
 from .weights import PUBLISHED, begin, export
 
 
@@ -59,7 +60,7 @@ def main(arguments=None) -> None:
     for name in PUBLISHED if chosen.weights else ():
         if name in chosen.rungs:
             export(chosen.out / str(chosen.seeds[0]) / name, chosen.weights / f"{name}.safetensors")
-    print(found.drop(columns="profile").round(3).T.to_string())
+    print(markdown(pd.read_csv(table / "ladder.csv")))
 
 
 def curves(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
