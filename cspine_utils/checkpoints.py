@@ -17,6 +17,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from cspine_utils import files
 from cspine_utils.errors import TrainingError
 
 
@@ -230,6 +231,5 @@ def _read(path: Path) -> dict:
 
 def _write(path: Path, write) -> None:
     """All or nothing: a reader, or a run that resumes, never sees half a file."""
-    temporary = path.with_name(path.name + ".partial")
-    write(temporary)
-    os.replace(temporary, path)
+    with files.replacing(path) as temporary:
+        write(temporary)

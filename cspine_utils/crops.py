@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass
 from functools import partial
 from numbers import Real
@@ -20,7 +19,7 @@ import torch
 from scipy.ndimage import map_coordinates
 from tqdm import tqdm
 
-from cspine_utils import parallel, phantom, stacks
+from cspine_utils import files, parallel, phantom, stacks
 from cspine_utils.anatomy import LABEL_IDS, LEVELS, TARGETS
 from cspine_utils.errors import ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
@@ -285,10 +284,8 @@ def _render_one(out: str, difficulty: str, seed: int, form: CropForm, number: in
     pair = phantom.render_vertebra_pair(plan, level, box_mm=form.box_mm)
     hu, labels, altered = zip(*(crop_of(rendered, form) for rendered in pair), strict=True)
     path = _file(Path(out), number)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with open(temporary, "wb") as file:
+    with files.replacing(path, shared=True) as temporary, open(temporary, "wb") as file:
         np.savez(file, hu=np.stack(hu), labels=np.stack(labels), altered=altered[BROKEN])
-    os.replace(temporary, path)
 
 
 def _check_closer(closer, form: dict) -> None:
@@ -315,9 +312,7 @@ def _claim(out: Path, settings: dict) -> None:
             expected=" ".join(text.split()),
             remedy="name another folder, or delete this one.",
         )
-    temporary = path.with_name(f".crops.json.{os.getpid()}.part")
-    temporary.write_text(text)
-    os.replace(temporary, path)
+    files.write_text(path, text, shared=True)
 
 
 def _file(folder: Path, number: int) -> Path:

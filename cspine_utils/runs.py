@@ -33,6 +33,7 @@ import papermill
 import yaml
 from papermill.exceptions import PapermillExecutionError
 
+from cspine_utils import files
 from cspine_utils.errors import CSpineError, ParameterError
 
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -352,9 +353,7 @@ def _read_json(path: Path):
 
 def _write_json(path: Path, content: dict) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(temporary, path)
+    files.write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 def _fits(value, kind: str) -> bool:

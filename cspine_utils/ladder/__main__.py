@@ -4,11 +4,12 @@ judge a finished rung under controls, controls.csv."""
 from __future__ import annotations
 
 import argparse
-import os
 from pathlib import Path
 
 import pandas as pd
 import torch
+
+from cspine_utils import files
 
 from . import PROFILES, RUNGS, climb
 from .controls import control
@@ -91,10 +92,7 @@ def _beside(path: Path, new: pd.DataFrame) -> pd.DataFrame:
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:
-    """All or nothing: a killed climb leaves the old table or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    table.to_csv(temporary, index=False)
-    os.replace(temporary, path)
+    files.write_text(path, table.to_csv(index=False), shared=True)
 
 
 if __name__ == "__main__":

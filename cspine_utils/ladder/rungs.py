@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 from torch.utils.data import Subset
 
-from cspine_utils import calibration, checkpoints, crops, evidence, metrics, necks, ranking, stacks, training
+from cspine_utils import calibration, checkpoints, crops, evidence, files, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
 from cspine_utils.errors import TrainingError
 from cspine_utils.models.vit3d import ViT3D
@@ -67,9 +66,7 @@ def climb(
         if not path.exists():
             row = _climb_one(out, name, profile, seed, workers, progress)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-            temporary.write_text(json.dumps(row, indent=2) + "\n")
-            os.replace(temporary, path)
+            files.write_text(path, json.dumps(row, indent=2) + "\n", shared=True)
         rows.append(json.loads(path.read_text()))
     return pd.DataFrame(rows)
 

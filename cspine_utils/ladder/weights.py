@@ -6,14 +6,13 @@ Half an hour of training fits into 2 MB; the rounding (three significant digits)
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from cspine_utils import checkpoints
+from cspine_utils import checkpoints, files
 from cspine_utils.errors import CSpineError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
@@ -51,10 +50,9 @@ def export(run: Path, path) -> Path:
     facts = {key: row[key] for key in _FACTS if row.get(key) is not None}
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
-    save_file(weights, temporary, metadata={"config": json.dumps(model.config), "facts": json.dumps(facts)})
-    os.replace(temporary, path)
+    with files.replacing(path, shared=True) as temporary:
+        save_file(weights, temporary, metadata={"config": json.dumps(model.config), "facts": json.dumps(facts)})
     return path
 
 

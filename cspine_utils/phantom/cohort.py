@@ -34,13 +34,14 @@ import numpy as np
 from tqdm import tqdm
 
 from cspine_utils.errors import ParameterError
+from cspine_utils.files import write_text
 from cspine_utils.nifti import write_mask
 from cspine_utils.volume import Grid
 
 from .export import Storage, draw_storage, write_series, write_truth
 from .rendering import render, render_pair
 from .study import Stage, StudyPlan, check_device, check_parameters, draw_plan, stream
-from .tables import write_tables, write_text
+from .tables import write_tables
 
 #: Raised whenever the same parameters give other bytes.
 VERSION = 4

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
 
 from cspine_utils.anatomy import LEVELS
+from cspine_utils.files import write_text
 
 from .export import Storage
 from .study import Stage, StudyPlan
@@ -49,10 +49,3 @@ def write_tables(
 
 def _write_table(path: Path, rows: list, columns: list[str]) -> None:
     write_text(path, pd.DataFrame(rows, columns=columns).to_csv(index=False, lineterminator="\n"))
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a small file at once or not at all."""
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
