@@ -11,6 +11,7 @@ import torch
 from conftest import ROOT
 
 from cspine_utils import checkpoints, crops, metrics, necks, ranking
+from cspine_utils.anatomy import TARGETS
 from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.ladder import (
     PROFILES,
@@ -417,6 +418,11 @@ def test_controls_judge_the_weights_and_the_necks_of_the_row(climbed):
     assert table.loc["as it is", same].to_list() == pytest.approx(row[same].to_list(), abs=2e-4)
     assert (table["constant"] == row["constant"]).sum() >= 6, "the same necks"
     assert table["loss"].nunique() > 4, "and each control changes what is said of them"
+    said = pd.read_csv(climbed / "tables" / "predictions.csv")
+    y, p = (said[[prefix + target for target in TARGETS]].to_numpy(float) for prefix in ("", "p_"))
+    assert metrics.plain_bce_per_study(y, p).mean() == pytest.approx(row["loss"], abs=2e-4)
+    judged = [study_uid(plan.NECKS_SEED, number) for number in sets(RUNGS["necks-easy"], SMALL)["judge"]]
+    assert said["study"].tolist() == judged and (said["rung"] == "necks-easy").all()
 
 
 def test_what_a_rung_knew_before_and_its_weights_as_judged(climbed):

@@ -1,5 +1,5 @@
 """python -m cspine_utils.ladder: climb, and write ladder.csv and ladder_curves.csv; or compare recipes, levers.csv; or
-judge a finished rung under controls, controls.csv."""
+judge a finished rung under controls, controls.csv and predictions.csv."""
 
 from __future__ import annotations
 
@@ -46,7 +46,9 @@ def main(arguments=None) -> None:
         return
     if chosen.controls:
         settings = {"rung": chosen.controls, "workers": workers}
-        found = pd.concat([control(chosen.out, profile, seed=seed, **settings) for seed in chosen.seeds])
+        parts = [control(chosen.out, profile, seed=seed, **settings) for seed in chosen.seeds]
+        found, said = (pd.concat(part, ignore_index=True) for part in zip(*parts, strict=True))
+        _write(said.round(6), table / "predictions.csv")
         _write(found.round(4), table / "controls.csv")
         print(found.round(3).to_string(index=False))
         return

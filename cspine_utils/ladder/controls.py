@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from cspine_utils import checkpoints, stacks
-from cspine_utils.anatomy import CERVICAL_IDS
+from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
 from cspine_utils.augment import NO_LABEL
 from cspine_utils.errors import ParameterError
 
@@ -146,12 +146,13 @@ class Changed(Dataset):
 def control(
     out, profile: Profile, *, rung: str = "necks-easy", names=tuple(CONTROLS), seed: int = 0, workers: int = 0,
     progress: bool = True,
-) -> pd.DataFrame:  # fmt: skip
+) -> tuple[pd.DataFrame, pd.DataFrame]:  # fmt: skip
     """Judge a finished rung of necks under every control.
 
     Returns
     -------
-    DataFrame, one row a control: control, rung, seed, judged_on, and the numbers of `judge.of_necks`
+    (numbers, predictions) : one row a control: control, rung, seed, judged_on, and the numbers of `judge.of_necks`; one
+        row a neck: rung, seed, study, then of every target <target> (0 or 1) and p_<target>, the necks as they are
 
     Raises ParameterError for a rung of crops, or one that is not finished in `out`.
     """
@@ -167,11 +168,16 @@ def control(
     held_out, rates = necks_of(out, rung, profile, workers, progress)
     model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
     held, rows = Held(held_out, seed), []
+    y, p = ask(model, held_out)
+    said = pd.DataFrame({"rung": rung, "seed": seed, "study": held_out.studies})
+    for k, target in enumerate(TARGETS):
+        said[target], said[f"p_{target}"] = y[:, k].astype(int), p[:, k]
     for name in names:
-        y, p = ask(model, Changed(held, CONTROLS[name]))
+        if name != "as it is":
+            y, p = ask(model, Changed(held, CONTROLS[name]))
         numbers = judge.of_necks(y, p, rates, np.random.default_rng(seed))
         rows.append({"control": name, "rung": rung, "seed": seed, "judged_on": len(y), **numbers})
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows), said
 
 
 def _middle(labels: np.ndarray, label: int) -> np.ndarray:
