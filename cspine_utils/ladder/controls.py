@@ -173,9 +173,10 @@ def control(
     for k, target in enumerate(TARGETS):
         said[target], said[f"p_{target}"] = y[:, k].astype(int), p[:, k]
     for name in names:
-        if name != "as it is":
-            y, p = ask(model, Changed(held, CONTROLS[name]))
-        numbers = judge.of_necks(y, p, rates, np.random.default_rng(seed))
+        changed = Changed(held, CONTROLS[name])
+        # What is said of necks as they are does not depend on the labels that it is compared with.
+        y_, p_ = (changed.targets.numpy(), p) if CONTROLS[name].change is as_it_is else ask(model, changed)
+        numbers = judge.of_necks(y_, p_, rates, np.random.default_rng(seed))
         rows.append({"control": name, "rung": rung, "seed": seed, "judged_on": len(y), **numbers})
     return pd.DataFrame(rows), said
 
