@@ -42,7 +42,7 @@ def markdown(table: pd.DataFrame) -> str:
             f"{row['judged_on']:,} {unit}",
             f"{row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f})",
             "" if alone else f"{row['auroc_before']:.3f}",
-            f"{row['above_own_twin']:.0%}",
+            f"{row['above_own_twin']:.1%}",
             "" if alone else f"{row['loss']:.3f} beside {row['constant']:.3f}",
             "" if alone else f"{row['skill']:.0%}",
             f"{row['train_seconds'] / 60:.0f}" if row["learned_from"] else "–",
