@@ -72,6 +72,10 @@ class TrainingError(CSpineError):
     """Training cannot start or go on."""
 
 
+class WorklistError(CSpineError):
+    """A reading room that cannot be, or that a formula does not cover."""
+
+
 class ParameterError(CSpineError):
     """A function, notebook or command line was given a name or value that it does not take."""
 
