@@ -8,7 +8,7 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from cspine_utils.errors import CSpineError
+from cspine_utils.errors import CSpineError, WorklistError
 
 from . import theory
 from .scenario import DISCIPLINES, READING_LAWS, Scenario
@@ -55,7 +55,13 @@ def main(arguments=None) -> int:
 def _scenario(chosen: dict) -> Scenario:
     content = {}
     if "scenario" in chosen:
-        text = sys.stdin.read() if chosen["scenario"] == "-" else Path(chosen["scenario"]).read_text()
+        try:
+            text = sys.stdin.read() if chosen["scenario"] == "-" else Path(chosen["scenario"]).read_text()
+        except (OSError, UnicodeDecodeError) as error:
+            raise WorklistError(
+                chosen["scenario"], found=f"a file that cannot be read ({error})", expected="a JSON file of fields",
+                remedy="mind the path.",
+            ) from error  # fmt: skip
         content = json.loads(Scenario.from_json(text).to_json())
     known = {field.name for field in fields(Scenario)}
     return Scenario.from_dict(content | {name: value for name, value in chosen.items() if name in known})
