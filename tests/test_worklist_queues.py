@@ -142,7 +142,7 @@ def test_the_room_is_never_idle_while_somebody_waits(radiologists, discipline, l
 
 @pytest.mark.parametrize("discipline", ["fifo", "nonpreemptive", "preemptive"])
 def test_littles_law(discipline):
-    """Area under the number of those who are there = sum of the times that they are there, by another way of counting."""
+    """Area under the number of exams in the room = sum of their times in it, counted another way."""
     people, scenario = patients(n=5000, discipline=discipline, radiologists=2)
     stay = waits_of(people, scenario) + people.reading
     times = np.concatenate([people.arrival, people.arrival + stay])

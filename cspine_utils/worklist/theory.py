@@ -191,9 +191,9 @@ def _classes(scenario: Scenario) -> tuple[Class, Class]:
     f, pi, se, sp = scenario.share, scenario.prevalence, scenario.sensitivity, scenario.specificity
     spread = {"exponential": 1.0, "lognormal": scenario.reading_cv**2, "fixed": 0.0}[scenario.reading_law]
     intact, broken = scenario.reading_min, scenario.reading_min * scenario.fractured_factor
-    shares = (f * pi * se, f * (1 - pi) * (1 - sp)), (f * pi * (1 - se), 1 - f * pi * se - f * (1 - pi) * (1 - sp) - f * pi * (1 - se))
+    flagged, missed = (f * pi * se, f * (1 - pi) * (1 - sp)), f * pi * (1 - se)
     found = []
-    for with_fracture, without in shares:
+    for with_fracture, without in (flagged, (missed, 1 - sum(flagged) - missed)):
         share = with_fracture + without
         mean = (with_fracture * broken + without * intact) / share if share else intact
         square = (with_fracture * broken**2 + without * intact**2) / share if share else intact**2
@@ -225,6 +225,6 @@ def _one_law(scenario: Scenario, discipline: str, *, exponential: bool = False) 
             "scenario",
             found=f"{scenario.discipline}, {scenario.radiologists} radiologists, {scenario.reading_law} reading, "
             f"fractured_factor {scenario.fractured_factor}",
-            expected=f"{discipline}, " + ("exponential reading" if exponential else "one reading law") + " for all exams",
+            expected=f"{discipline}, {'exponential reading' if exponential else 'one reading law'} for all exams",
             remedy="simulate it: no formula is exact there.",
         )
