@@ -25,6 +25,7 @@ def test_the_course_is_complete():
         "07_slice_models",
         "08_segmentation",
         "09_comparison_and_ablation",
+        "10_diagnosis_time",
         "experiment",
     ]
 
