@@ -158,8 +158,8 @@ def simulate(
 
     Parameters
     ----------
-    n_exams : of each replication; the first fifth warms up (see `WARM_UP`), but not with a horizon or a day profile
-        that begins at midnight with an empty room
+    n_exams : of each replication; the first fifth warms up (see `WARM_UP`). With a horizon nothing does: there the room
+        is meant to be empty at the start, and so many exams are an upper limit
     seed : of all replications; each has a stream of its own, so numbers do not depend on `workers`
     workers : processes, 0 for none but this one
 
