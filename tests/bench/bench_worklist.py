@@ -34,7 +34,7 @@ RATIO_WANTED = 10.0
 
 
 def speed(exams: int, few: int, turns: int) -> list[list[str]]:
-    """Rows: discipline, radiologists, ours and simpy (exams a second), ratio, largest difference, limits, met or not."""
+    """Rows: discipline, radiologists, ours and simpy (exams a second), ratio, largest difference, limits, if met."""
     rows = []
     for radiologists in (1, 3):
         for discipline in DISCIPLINES:
