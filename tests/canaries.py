@@ -297,7 +297,7 @@ CANARIES = [
         "test_necks.py",
     ),
     Canary(
-        "an interrupted exam goes to the end of the list",
+        "the others are read for as long as somebody else of them",
         "cspine_utils/worklist/queues.py",
         "idle_end = clock + _lindley(np.diff(clock), r) + r",
         "idle_end = clock + _lindley(np.diff(clock), r[::-1]) + r",

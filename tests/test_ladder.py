@@ -60,6 +60,17 @@ def test_crops_of_who_knows_and_of_who_does_not():
     assert found["auroc"] == found["pooled_auroc"] == found["above_own_twin"] == 0.5
 
 
+def test_what_was_known_before_by_hand():
+    y = np.zeros((4, 8))
+    y[:2, 2] = y[:2, 7] = 1
+    p = np.full((4, 8), 0.5)
+    p[:, 2] = 0.9, 0.4, 0.6, 0.2  # three of four pairs in order
+    found = judge.before(y, p)
+    assert found["auroc_before"] == pytest.approx(0.75)
+    of_c3 = -np.log([0.9, 0.4, 0.4, 0.8]).mean()
+    assert found["loss_before"] == pytest.approx((of_c3 + 7 * np.log(2)) / 8)
+
+
 def test_crops_are_compared_with_their_own_twins():
     """Scores differ more between patients than within a pair: pairs show what AUROC does not."""
     y, p, patients = crop_answers(gap=0.1, seed=3)
@@ -319,12 +330,19 @@ def test_necks_are_calibrated_before_they_teach_and_on_those_that_choose(climbed
         done.append((dataset, options))
         return calibrate(model, dataset, objective, **options)
 
+    def asked(model, dataset):
+        done.append(dataset)
+        return ask(model, dataset)
+
+    ask = rungs.ask
+    monkeypatch.setattr(rungs, "ask", asked)
     monkeypatch.setattr(rungs.calibration, "calibrate", noted)
     monkeypatch.setattr(rungs.training, "fit", lambda *_, **__: done.append("fit"))
     work = rungs._Necks(climbed / "data", RUNGS["necks-easy"], SMALL, 0, False)
     model = rungs.new_model(SMALL, 1)
     work.train(model, tmp_path, 1)
-    (before, options), fitted, (after, no_options) = done
+    (before, options), known, fitted, (after, no_options) = done
+    assert known is work.held_out, "what the start knows is asked of those that judge, before anything is learned"
     assert fitted == "fit" and before.dataset is work.taught and after is work.choose
     assert options == {"rates": work.rates} and not no_options
     assert model.head.bias.abs().min() > 0  # what was found is in the model

@@ -64,8 +64,10 @@ def test_a_cap_lets_those_first_who_have_waited_too_long():
     assert queues.nonpreemptive(arrival, reading, ready).tolist()[1] == 39.5
     assert queues.nonpreemptive(arrival, reading, ready, cap=15.0).tolist()[1] == 19.5
     assert queues.nonpreemptive(arrival, reading, ready, cap=9.0).tolist()[1] == 9.5
-    capped = queues.preemptive(arrival, reading, ready, cap=15.0)
-    assert capped[1] < queues.preemptive(arrival, reading, ready)[1]
+    # Preemptive: exam 0 is interrupted after a minute. It, and exam 1, count as flagged once they have waited 15 min;
+    # exam 3 is being read then and goes on, exam 4 comes after them.
+    assert queues.preemptive(arrival, reading, ready).tolist() == [30, 39.5, 0, 9, 18]
+    assert queues.preemptive(arrival, reading, ready, cap=15.0).tolist() == [20, 29.5, 0, 9, 29]
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -4,7 +4,8 @@
 
 Each rung trains one model and judges it once, on synthetic patients that neither trained it nor chose its epoch:
 
-crops-easy, crops-standard      one vertebra beside its intact twin, from scratch
+crops-easy                      one vertebra beside its intact twin, from scratch
+crops-standard                  standard fractures, from the weights of crops-easy
 crops-hard                      the model of crops-standard on hard crops, not trained again
 necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-easy
 necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced

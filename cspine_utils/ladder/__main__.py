@@ -14,7 +14,7 @@ from cspine_utils import files
 from . import PROFILES, RUNGS, climb
 from .controls import control
 from .levers import pull
-from .report import markdown
+from .report import in_order, markdown
 from .weights import PUBLISHED, begin, export
 
 
@@ -89,8 +89,7 @@ def _beside(path: Path, new: pd.DataFrame) -> pd.DataFrame:
     climbed = pd.MultiIndex.from_frame(new[["rung", "seed"]])
     old = old[~pd.MultiIndex.from_frame(old[["rung", "seed"]]).isin(climbed)]
     both = pd.concat([part for part in (old, new) if not part.empty], ignore_index=True)
-    order = {name: place for place, name in enumerate(RUNGS)}
-    return both.sort_values(["seed", "rung"], key=lambda c: c.map(order) if c.name == "rung" else c, kind="stable")
+    return in_order(both, ("seed", "rung"))
 
 
 def _write(table: pd.DataFrame, path: Path) -> None:

@@ -7,6 +7,7 @@ cost little.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,7 @@ def breaks_filled(x: Tensor, held: Held, index: int) -> Tensor:
 class Control:
     """One: what is done to a neck, and whether it then is told of another neck's labels."""
 
-    change: object
+    change: Callable[..., Tensor]
     options: tuple = ()
     labels_of_others: bool = False
 

@@ -18,6 +18,12 @@ WORDS = {
 }
 
 
+def in_order(table: pd.DataFrame, by: tuple[str, str]) -> pd.DataFrame:
+    """Rows sorted by the columns "rung", in the order of the ladder, and "seed"."""
+    order = {name: place for place, name in enumerate(RUNGS)}
+    return table.sort_values(list(by), key=lambda c: c.map(order) if c.name == "rung" else c, kind="stable")
+
+
 def markdown(table: pd.DataFrame) -> str:
     """One line a rung and seed, in the order of the ladder, with a line for the head of the table.
 
@@ -25,8 +31,7 @@ def markdown(table: pd.DataFrame) -> str:
     ----------
     table : as data/ladder.csv has it
     """
-    order = {name: place for place, name in enumerate(RUNGS)}
-    table = table.sort_values(["rung", "seed"], key=lambda c: c.map(order) if c.name == "rung" else c, kind="stable")
+    table = in_order(table, ("rung", "seed"))
     head = (
         "", "learned from", "judged on", "AUROC (95 %)", "before", "broken above its own twin",
         "loss beside the constant's", "skill", "minutes",

@@ -186,7 +186,7 @@ class _Necks:
         # studies they then know too well, on those that choose the epoch.
         some = Subset(self.taught, range(min(_CALIBRATE, len(self.taught))))
         calibration.calibrate(model, some, _objective(), rates=self.rates)
-        self.before = judge.before(*ask(model, self.held_out), self.rates)
+        self.before = judge.before(*ask(model, self.held_out))
         result = training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.rate, schedule="linear",

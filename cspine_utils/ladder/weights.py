@@ -72,8 +72,8 @@ def begin(folder, out, seed: int) -> list[str]:
     ------
     TrainingError : no weights in the folder, damaged ones, or weights of another seed
     """
-    there, done = sorted(Path(folder).glob("*.safetensors")), []
-    wrong = {path: facts for path, (_, facts) in ((path, load(path)) for path in there) if facts["seed"] != seed}
+    there, done = {path: load(path) for path in sorted(Path(folder).glob("*.safetensors"))}, []
+    wrong = {path: facts for path, (_, facts) in there.items() if facts["seed"] != seed}
     if not there or wrong:
         raise TrainingError(
             folder,
@@ -81,8 +81,7 @@ def begin(folder, out, seed: int) -> list[str]:
             expected=f"weights of seed {seed}, as ladder.weights.export writes them",
             remedy="climb the rung itself for another seed.",
         )
-    for path in there:
-        model, facts = load(path)
+    for model, facts in there.values():
         place = weights_file(Path(out), seed, facts["rung"])
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)

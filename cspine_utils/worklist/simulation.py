@@ -119,8 +119,8 @@ class Result:
     ----------
     scenario, n_exams, seed, replications : what was asked
     means : Interval by name, minutes: fifo_min, flagged_min, unflagged_min, diseased_min, non_diseased_min, and
-        saving_min = how much less an exam with fracture waits than in the same room without AI; NaN for what no
-        replication has
+        saving_min = how much less an exam with fracture waits than in the same room without AI, missed_delay_min = how
+        much longer a missed one does; NaN for what no replication has
     classes : by class, then "fifo" or "triage": n, mean, median, q25, q75, p95, p99, max of all replications' exams
     slower : share of the exams with fracture that wait longer than without AI
     """
@@ -135,25 +135,23 @@ class Result:
 
     def to_json(self) -> str:
         content = {
-            **{name: round_trip(interval.mean) for name, interval in self.means.items()},
-            "intervals": {name: [round_trip(i.low), round_trip(i.high)] for name, i in self.means.items()},
-            "classes": {k: {arm: {s: round_trip(v) for s, v in row.items()} for arm, row in arms.items()}
+            **{name: _or_null(interval.mean) for name, interval in self.means.items()},
+            "intervals": {name: [_or_null(i.low), _or_null(i.high)] for name, i in self.means.items()},
+            "classes": {k: {arm: {s: _or_null(v) for s, v in row.items()} for arm, row in arms.items()}
                         for k, arms in self.classes.items()},
-            "slower_share": round_trip(self.slower),
+            "slower_share": _or_null(self.slower),
             "n_exams": self.n_exams, "seed": self.seed, "replications": self.replications, "warm_up": WARM_UP,
             "scenario": json.loads(self.scenario.to_json()),
         }  # fmt: skip
         return json.dumps(content, indent=2)
 
 
-def round_trip(value: float) -> float | None:
+def _or_null(value: float) -> float | None:
     """JSON has no NaN: what was not measured is null."""
     return None if math.isnan(value) else float(value)
 
 
-def simulate(
-    scenario: Scenario, *, n_exams: int, seed: int, replications: int = 20, workers: int = 0
-) -> Result:  # fmt: skip
+def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int = 20, workers: int = 0) -> Result:
     """Let the room run, with and without the AI, on the same patients.
 
     Parameters
