@@ -86,6 +86,23 @@ def test_the_saving_grows_with_youden_and_with_load_and_shrinks_with_latency():
     assert saving(latency_min=20.0) == pytest.approx(saving() * math.exp(-(0.1 - 0.08) * 20))
 
 
+@pytest.mark.parametrize("radiologists", [1, 3])
+@pytest.mark.parametrize("discipline", ["nonpreemptive", "preemptive"])
+def test_where_nobody_or_everybody_is_flagged_all_wait_as_without_ai(radiologists, discipline):
+    for se, sp, nobody in ((0.0, 1.0, "flagged_min"), (1.0, 0.0, "unflagged_min")):
+        room = {"radiologists": radiologists, "discipline": discipline, "sensitivity": se, "specificity": sp}
+        table = theory.table(Scenario(**(BASE | room)))
+        assert math.isnan(table[nobody])
+        for name in set(table) - {nobody, "saving_min"}:
+            assert table[name] == pytest.approx(table["fifo_min"])
+
+
+def test_an_ai_that_never_answers_or_changes_no_order_is_none():
+    for changes in ({"latency_min": math.inf, "discipline": "preemptive"}, {"latency_min": 3.0, "discipline": "fifo"}):
+        table = theory.table(Scenario(**(BASE | changes)))
+        assert table["saving_min"] == 0 and table["flagged_min"] == table["fifo_min"] == pytest.approx(40.0)
+
+
 def test_where_no_formula_is_exact_none_is_given():
     several = {"radiologists": 2}
     for changes in (
@@ -272,6 +289,11 @@ def test_theory_on_the_command_line(capsys):
     found = json.loads(out)
     wanted = {"fifo_min": 40.0, "flagged_min": 1.6822, "unflagged_min": 48.4112, "diseased_min": 6.3551}
     assert code == 0 and {name: round(found[name], 4) for name in wanted} == wanted and "non_diseased_min" in found
+
+
+def test_what_nobody_waits_is_null(capsys):
+    code, out, _ = run(capsys, "theory", "--sensitivity", 0, "--specificity", 1, "--load", 0.5)
+    assert code == 0 and json.loads(out)["flagged_min"] is None and "NaN" not in out
 
 
 def test_simulation_on_the_command_line(capsys, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 from cspine_utils.errors import CSpineError, WorklistError
 
 from . import theory
-from .scenario import DISCIPLINES, READING_LAWS, Scenario
+from .scenario import DISCIPLINES, READING_LAWS, Scenario, or_null
 from .simulation import simulate
 
 _TYPES = {"radiologists": int, "discipline": str, "reading_law": str}
@@ -42,7 +42,7 @@ def main(arguments=None) -> int:
     try:
         scenario = _scenario(chosen)
         if chosen["command"] == "theory":
-            print(json.dumps(theory.table(scenario), indent=2))
+            print(json.dumps({name: or_null(wait) for name, wait in theory.table(scenario).items()}, indent=2))
         else:
             how = {name: chosen[name] for name in ("seed", "replications", "workers")}
             print(simulate(scenario, n_exams=chosen["exams"], **how).to_json())

@@ -134,6 +134,11 @@ class Scenario:
         return cls(**{name: (math.inf if value == "inf" else value) for name, value in content.items()})
 
 
+def or_null(value: float) -> float | None:
+    """JSON has no NaN: what there is not is null."""
+    return None if math.isnan(value) else float(value)
+
+
 def _sequence(name: str, value) -> list:
     if isinstance(value, str) or not hasattr(value, "__iter__"):
         _refuse(name, value, "a list")

@@ -15,7 +15,7 @@ from cspine_utils import parallel
 from cspine_utils.errors import WorklistError, check_whole_number
 
 from . import queues
-from .scenario import Scenario
+from .scenario import Scenario, or_null
 
 #: True positives, false negatives, false positives, true negatives, and what is no cervical spine CT.
 CLASSES = ("TP", "FN", "FP", "TN", "other")
@@ -135,20 +135,15 @@ class Result:
 
     def to_json(self) -> str:
         content = {
-            **{name: _or_null(interval.mean) for name, interval in self.means.items()},
-            "intervals": {name: [_or_null(i.low), _or_null(i.high)] for name, i in self.means.items()},
-            "classes": {k: {arm: {s: _or_null(v) for s, v in row.items()} for arm, row in arms.items()}
+            **{name: or_null(interval.mean) for name, interval in self.means.items()},
+            "intervals": {name: [or_null(i.low), or_null(i.high)] for name, i in self.means.items()},
+            "classes": {k: {arm: {s: or_null(v) for s, v in row.items()} for arm, row in arms.items()}
                         for k, arms in self.classes.items()},
-            "slower_share": _or_null(self.slower),
+            "slower_share": or_null(self.slower),
             "n_exams": self.n_exams, "seed": self.seed, "replications": self.replications, "warm_up": WARM_UP,
             "scenario": json.loads(self.scenario.to_json()),
         }  # fmt: skip
         return json.dumps(content, indent=2)
-
-
-def _or_null(value: float) -> float | None:
-    """JSON has no NaN: what was not measured is null."""
-    return None if math.isnan(value) else float(value)
 
 
 def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int = 20, workers: int = 0) -> Result:

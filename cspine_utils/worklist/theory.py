@@ -142,7 +142,7 @@ def latency_factor(scenario: Scenario) -> float:
 
 
 def waits(scenario: Scenario) -> Waits:
-    """Mean waits of the classes, the AI answering at once.
+    """Mean waits of the classes, the AI answering at once; NaN for a class in which nobody is.
 
     Raises WorklistError where no formula is exact: several radiologists with other than one exponential law, a day
     profile, a horizon, a cap, drawn operating points.
@@ -155,35 +155,47 @@ def waits(scenario: Scenario) -> Waits:
         rates = [flagged.arrivals, others.arrivals]
         fifo = mmc_wait(sum(rates), m, c)
         known = {"nonpreemptive": nonpreemptive_mmc, "preemptive": preemptive_mmc}.get(scenario.discipline)
-        return Waits(fifo, *(known(rates, m, c) if known else (fifo, fifo)))
+        found = known(rates, m, c) if known else (fifo, fifo)
+        return _of_somebody(fifo, found, (flagged, others))
     second = sum(k.arrivals * k.second_moment for k in (flagged, others)) / scenario.arrivals_per_min
     fifo = mg1_wait(scenario.arrivals_per_min, m, second)
     known = {"nonpreemptive": nonpreemptive_mg1, "preemptive": preemptive_mg1}.get(scenario.discipline)
-    return Waits(fifo, *(known([flagged, others]) if known else (fifo, fifo)))
+    return _of_somebody(fifo, known([flagged, others]) if known else (fifo, fifo), (flagged, others))
 
 
 def table(scenario: Scenario) -> dict[str, float]:
     """Mean waits in minutes under the names that the command line prints."""
     found = waits(scenario)
-    if scenario.latency_min:
+    if math.isinf(scenario.latency_min):  # an AI that never answers, whatever its discipline
+        found = Waits(*[found.fifo] * 3)
+    elif scenario.latency_min and scenario.discipline != "fifo":
         factor = latency_factor(scenario)
         found = Waits(found.fifo, *(found.fifo + (w - found.fifo) * factor for w in found[1:]))
     se, sp = scenario.sensitivity, scenario.specificity
     s1, s2 = scenario.reading_min * scenario.fractured_factor, scenario.reading_min
     more = {"fractured": 0.0, "intact": 0.0}  # of the interruptions, what their own length adds
-    if scenario.discipline == "preemptive" and scenario.radiologists == 1:
+    if scenario.discipline == "preemptive" and scenario.radiologists == 1 and not math.isinf(scenario.latency_min):
         flagged, others = _classes(scenario)
         above = flagged.arrivals * flagged.mean
         more = {
             "fractured": interruptions(s1, above) - interruptions(others.mean, above),
             "intact": interruptions(s2, above) - interruptions(others.mean, above),
         }
-    diseased = se * found.flagged + (1 - se) * (found.unflagged + more["fractured"])
-    intact = (1 - sp) * found.flagged + sp * (found.unflagged + more["intact"])
+    diseased = _mixed(se, found.flagged, found.unflagged + more["fractured"])
+    intact = _mixed(1 - sp, found.flagged, found.unflagged + more["intact"])
     return {
         "fifo_min": found.fifo, "flagged_min": found.flagged, "unflagged_min": found.unflagged,
         "diseased_min": diseased, "non_diseased_min": intact, "saving_min": found.fifo - diseased,
     }  # fmt: skip
+
+
+def _of_somebody(fifo: float, found, classes) -> Waits:
+    return Waits(fifo, *(wait if k.arrivals else math.nan for wait, k in zip(found, classes, strict=True)))
+
+
+def _mixed(share: float, flagged: float, unflagged: float) -> float:
+    """Wait of exams of which this share is flagged; a class with no share may be nobody's."""
+    return (share * flagged if share else 0.0) + ((1 - share) * unflagged if share < 1 else 0.0)
 
 
 def _classes(scenario: Scenario) -> tuple[Class, Class]:
