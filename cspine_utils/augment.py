@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cspine_utils.errors import ParameterError
+from cspine_utils.mask_jitter import MaskJitter
 from cspine_utils.stacks import CHANNELS, MASK_SCALE, SLICE_SCALE, WINDOWS, shown_slices
 
 _SLICES = CHANNELS - 1
@@ -42,6 +43,7 @@ class Augment:
     hu_jitter : (gain, offset in HU): HU times 1 +- gain, plus or minus the offset
     noise_hu : Gaussian noise of a standard deviation of up to so many HU, drawn for every slice
     cutout : a block of half to all of this share of the slices, rows and columns turns to air
+    mask : how masks are torn, `MaskJitter()` say; None leaves them as they are. Evidence stays where it is
     window : the one that x is in (a key of `stacks.WINDOWS`): what a HU means
 
     Raises
@@ -57,6 +59,7 @@ class Augment:
     hu_jitter: tuple[float, float] = (0.05, 30.0)
     noise_hu: float = 15.0
     cutout: float = 0.0
+    mask: MaskJitter | None = None
     window: str = "bone"
 
     def __post_init__(self):
@@ -94,6 +97,7 @@ class Augment:
             scale=(1 + self.scale) ** scale,
             shift_px=(down * self.shift_px, right * self.shift_px),
         )
+        out = tear_mask(out, self.mask, seed) if self.mask else out
         out = jitter_hu(out, 1 + gain * self.hu_jitter[0], offset * self.hu_jitter[1], self.window)
         out = add_noise(out, abs(noise) * self.noise_hu, seed, self.window)
         if self.cutout:
@@ -158,6 +162,13 @@ def add_noise(study: Tensor, sd_hu: float, seed: int, window: str = "bone") -> T
     share = sd_hu / WINDOWS[window][1]
     shown = _unscaled(study[:, :_SLICES])
     return _with_slices(study, _within_window(shown, shown + share * noise[_shown(study)]))
+
+
+def tear_mask(study: Tensor, jitter: MaskJitter, seed: int) -> Tensor:
+    """The mask as a network might have drawn it; slices and evidence stay."""
+    out = study.clone()
+    out[:, _SLICES] = jitter(study[:, _SLICES], seed)
+    return out
 
 
 def cut_out(study: Tensor, where, size) -> Tensor:

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from cspine_utils import files, parallel, phantom, stacks
 from cspine_utils.anatomy import LABEL_IDS, LEVELS, TARGETS
 from cspine_utils.errors import ParameterError, StackError, check_whole_number
+from cspine_utils.mask_jitter import MaskJitter
 from cspine_utils.phantom.cohort import VERSION
 
 #: A piece of a crop shows its fracture if so many altered voxels (of about 1 mm3) are in it.
@@ -113,6 +114,7 @@ class View:
     corner, frames, size : where it begins (frame, row, column) and how large it is
     mirrored : left and right exchanged
     gain, offset : HU are multiplied by one and raised by the other
+    torn : seed by which the mask is torn, of both twins alike; None leaves it as it is
     """
 
     corner: tuple[int, int, int]
@@ -121,6 +123,7 @@ class View:
     mirrored: bool = False
     gain: float = 1.0
     offset: float = 0.0
+    torn: int | None = None
 
     @property
     def place(self) -> tuple[slice, slice, slice]:
@@ -132,8 +135,8 @@ class View:
 class TwinCrops(torch.utils.data.Dataset):
     """Pairs written by `render_crops` as samples: items 2i and 2i + 1 are the broken and the intact crop of pair i.
 
-    x is float32 `(f, 7, h, w)`: the six channels as `stacks.normalise` gives them, then 1 where the fracture altered
-    the centre slice and 0 elsewhere. y is float32 `(8,)` with the crop's own level 0 or 1 and NaN, "not told",
+    x is float32 `(f, 7, h, w)`: the six channels as `stacks.normalise` gives them, then the vertebra's label where the
+    fracture altered the centre slice and 0 elsewhere. y is float32 `(8,)` with the crop's own level 0 or 1 and NaN, "not told",
     elsewhere.
 
     Parameters
@@ -142,10 +145,11 @@ class TwinCrops(torch.utils.data.Dataset):
     window : a key of `stacks.WINDOWS`
     closer : (frames, size) of the pieces that are looked at in training, None for whole crops. Half of them lie around
         a broken voxel, half around any voxel of the vertebra. A piece costs a quarter of a crop and shows what matters.
+    jitter : how masks are torn in training, the same way for the two of a pair; None leaves them as they are
     twins : `epoch_order` puts the two of a pair side by side; False shuffles all crops
     voxels : False gives NaN instead of the altered voxels: the image label alone
 
-    Pieces, mirror images and brightness are drawn by `epoch_order`, which training calls at the start of an epoch. A
+    Pieces, mirror images, brightness and torn masks are drawn by `epoch_order`, which training calls at the start of an epoch. A
     set for which it was never called shows whole crops as they are.
 
     Raises
@@ -156,10 +160,10 @@ class TwinCrops(torch.utils.data.Dataset):
 
     def __init__(
         self, folder, numbers, *, window: str = "bone", closer: tuple[int, int] | None = None,
-        twins: bool = True, voxels: bool = True,
+        jitter: MaskJitter | None = None, twins: bool = True, voxels: bool = True,
     ):  # fmt: skip
         self.folder, self.numbers, self.window = Path(folder), list(numbers), window
-        self.closer, self.twins, self.voxels = closer, twins, voxels
+        self.closer, self.jitter, self.twins, self.voxels = closer, jitter, twins, voxels
         self.views: dict[int, View] = {}
         stacks.scale_hu(np.zeros(1, np.float32), window)  # refuses a window that there is not
         absent = [i for i in self.numbers if not _file(self.folder, i).is_file()]
@@ -180,7 +184,7 @@ class TwinCrops(torch.utils.data.Dataset):
     def fingerprint(self) -> str:
         """Equal means equal data."""
         made = (self.folder / "crops.json").read_text()
-        facts = [made, self.numbers, self.window, self.closer, self.twins, self.voxels]
+        facts = [made, self.numbers, self.window, self.closer, repr(self.jitter), self.twins, self.voxels]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
     @property
@@ -206,8 +210,10 @@ class TwinCrops(torch.utils.data.Dataset):
         number = self.numbers[pair]
         hu, labels, altered = self._read(pair)
         view = self.views.get(pair) or View((0, 0, 0), *altered.shape[:2])
-        x = torch.from_numpy(_seen(hu[side], labels[side], view, self.window))
-        marked = torch.from_numpy(altered[view.place] * (side == BROKEN)).float()
+        mask = torch.from_numpy(labels[side, ::2])
+        shown = mask if view.torn is None else self.jitter(mask, view.torn)
+        x = torch.from_numpy(_seen(hu[side], shown.numpy(), view, self.window))
+        marked = (mask * torch.from_numpy(altered & (side == BROKEN)))[view.place].float()
         if not self.voxels:
             marked = torch.full_like(marked, torch.nan)
         x = torch.cat([x, marked[:, None]], dim=1)
@@ -227,6 +233,7 @@ class TwinCrops(torch.utils.data.Dataset):
         _, labels, altered = self._read(pair)
         changes = {"mirrored": bool(rng.random() < 0.5), "gain": float(rng.uniform(0.93, 1.07))}
         changes["offset"] = float(rng.uniform(-40, 40))
+        changes["torn"] = None if self.jitter is None else int(rng.integers(2**62))
         if self.closer is None:
             return View((0, 0, 0), *altered.shape[:2], **changes)
         frames, size = self.closer
@@ -244,13 +251,13 @@ class TwinCrops(torch.utils.data.Dataset):
             return file["hu"], file["labels"], file["altered"]
 
 
-def _seen(hu: np.ndarray, labels: np.ndarray, view: View, window: str) -> np.ndarray:
-    """The six channels of a view, as networks get them: hu and labels `(2 f, h, w)` -> float32 `(frames, 6, h, w)`."""
+def _seen(hu: np.ndarray, mask: np.ndarray, view: View, window: str) -> np.ndarray:
+    """The six channels of a view, as networks get them: hu `(2 f, h, w)`, mask `(f, h, w)` -> `(frames, 6, h, w)`."""
     frames, rows, columns = view.place
     # Two slices more on either side, repeated at the crop's own ends as a whole stack repeats its.
     slices = np.clip(np.arange(2 * frames.start - 2, 2 * frames.stop + 2), 0, len(hu) - 1)
     bright = stacks.scale_hu(hu[slices, rows, columns].astype(np.float32) * view.gain + view.offset, window)
-    named = stacks.scale_labels(labels[2 * frames.start : 2 * frames.stop : 2, rows, columns].astype(np.float32))
+    named = stacks.scale_labels(mask[frames, rows, columns].astype(np.float32))
     x = np.empty((view.frames, stacks.CHANNELS, view.size, view.size), dtype=np.float32)
     for channel, offset in enumerate(stacks.NEIGHBOURS):
         x[:, channel] = bright[2 + offset : 2 + offset + 2 * view.frames : 2]

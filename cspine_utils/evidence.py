@@ -5,6 +5,8 @@ token of a vertebra gets a target of its own: does its box hold voxels that were
 synthetic neck, or bounding boxes as 235 of the 2,019 real studies have them)?
 
 The voxels travel as a seventh channel of x, so that augmentation moves both; `objective(...).prepare` takes them off.
+A marked voxel holds the label of the vertebra that is broken there, so that it stays its own when the mask is torn
+(`mask_jitter`).
 """
 
 from __future__ import annotations
@@ -28,7 +30,7 @@ def objective(
     Parameters
     ----------
     frame_patch, patch : of the model's tokens
-    least : a token is broken if it holds so many marked voxels of its own vertebra
+    least : a token is broken if it holds so many voxels that are marked as its vertebra's
     token_weight : of the tokens' cross-entropy; 0 trains with the study's labels alone, and any model will do
     positive_weight : of a broken token: few are
 
@@ -79,12 +81,15 @@ def objective(
 
 
 def token_targets(x: Tensor, *, frame_patch: int, patch: int, least: int) -> Tensor:
-    """Targets of the tokens: x `(b, f, 7, h, w)` -> `(b, n)` of 0, 1 and NaN (nobody's token, or nothing is told)."""
+    """Targets of the tokens: x `(b, f, 7, h, w)` -> `(b, n)` of 0, 1 and NaN (nobody's token, or nothing is told).
+
+    Whose a token is, is asked of the mask as the network sees it.
+    """
     labels, marked = labels_of(x[:, :, CHANNELS - 1]), x[:, :, CHANNELS]
     own = owners(labels, frame_patch=frame_patch, patch=patch)  # (b, n)
-    boxes, marks = (as_boxes(volume, frame_patch=frame_patch, patch=patch) for volume in (labels, marked))
-    count = (marks * (boxes == own[..., None])).sum(dim=-1)  # NaN stays NaN
-    return torch.where((own == 0) | count.isnan(), torch.nan, (count >= least).float())
+    marks = as_boxes(marked, frame_patch=frame_patch, patch=patch)
+    broken = (marks == own[..., None]).sum(dim=-1) >= least
+    return torch.where((own == 0) | marks.isnan().any(dim=-1), torch.nan, broken.float())
 
 
 def cross_entropy(logits: Tensor, y: Tensor, positive_weight: float = 1.0) -> Tensor:

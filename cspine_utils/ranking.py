@@ -27,18 +27,25 @@ class Estimate(NamedTuple):
     high: float
 
 
-def aurocs(y, scores) -> np.ndarray:
-    """AUROC of each target: `(n, 8)`, `(n, 8)` -> `(8,)`, NaN for a target without both a positive and a negative."""
+def aurocs(y, scores, patients=None) -> np.ndarray:
+    """AUROC of each target: `(n, 8)`, `(n, 8)` -> `(8,)`, NaN for a target without both a positive and a negative.
+
+    `patients` `(n,)`: only rows of unlike patients are compared. A crop and its twin are told apart far more easily
+    than two patients, and in a redrawn cohort, where a patient comes twice, the comparison with itself comes four times.
+    """
     y, scores = _checked(y, scores)
     found = np.full(len(TARGETS), np.nan)
     for k in range(len(TARGETS)):
-        found[k] = _auroc(y[:, k], scores[:, k])
+        found[k] = _auroc(y[:, k], scores[:, k], patients)
     return found
 
 
-def within_level_auroc(y, scores) -> float:
-    """Mean of the AUROCs of C1 ... C7 (levels without both a positive and a negative are left out); NaN if none has."""
-    levels = aurocs(y, scores)[: len(LEVELS)]
+def within_level_auroc(y, scores, patients=None) -> float:
+    """Mean of the AUROCs of C1 ... C7 (levels without both a positive and a negative are left out); NaN if none has.
+
+    `patients` as in `aurocs`.
+    """
+    levels = aurocs(y, scores, patients)[: len(LEVELS)]
     return float(np.nanmean(levels)) if not np.isnan(levels).all() else float("nan")
 
 
@@ -55,13 +62,14 @@ def bootstrap(statistic, y, scores, *, generator: np.random.Generator, groups=No
 
     Parameters
     ----------
-    statistic : e.g. `within_level_auroc`
+    statistic : e.g. `within_level_auroc`; it gets the groups of its rows as a third argument, if there are groups
     groups : patient of each row, where one patient has several (a crop and its twin); by default each row is one
     draws : redrawn cohorts; those for which the statistic is NaN are left out, and without any other the interval is
         NaN
     """
     y, scores = _checked(y, scores)
-    groups = np.arange(len(y)) if groups is None else np.asarray(groups)
+    rows_alone = groups is None
+    groups = np.arange(len(y)) if rows_alone else np.asarray(groups)
     if groups.shape != (len(y),) or draws < 1:
         raise ParameterError(
             "groups, draws",
@@ -71,13 +79,14 @@ def bootstrap(statistic, y, scores, *, generator: np.random.Generator, groups=No
         )
     _, member = np.unique(groups, return_inverse=True)
     rows = [np.flatnonzero(member == g) for g in range(member.max() + 1)]
+    told_of = (y, scores) if rows_alone else (y, scores, member)
     values = []
     for _ in range(draws):
         drawn = np.concatenate([rows[g] for g in generator.integers(len(rows), size=len(rows))])
-        values.append(statistic(y[drawn], scores[drawn]))
+        values.append(statistic(*(part[drawn] for part in told_of)))
     told = np.array(values)[~np.isnan(values)]
     low, high = np.quantile(told, [0.025, 0.975]) if len(told) else (np.nan, np.nan)
-    return Estimate(float(statistic(y, scores)), float(low), float(high))
+    return Estimate(float(statistic(*told_of)), float(low), float(high))
 
 
 def skill(losses, constant) -> float:
@@ -97,13 +106,18 @@ def skill(losses, constant) -> float:
     return float(1 - losses.mean() / constant.mean())
 
 
-def _auroc(y: np.ndarray, scores: np.ndarray) -> float:
+def _auroc(y: np.ndarray, scores: np.ndarray, patients=None) -> float:
     """`(n,)`, `(n,)` -> AUROC of what is told, NaN without both a positive and a negative.
 
-    By ranks (Mann and Whitney 1947), ties half: an interval takes thousands of these.
+    By ranks (Mann and Whitney 1947), ties half: an interval takes thousands of these. With patients, by the pairs.
     """
     told = ~np.isnan(y)
     positive = y[told] == 1
+    if patients is not None:
+        scores, patients = scores[told], np.asarray(patients)[told]
+        gaps = np.subtract.outer(scores[positive], scores[~positive])
+        wins = np.heaviside(gaps, 0.5)[np.not_equal.outer(patients[positive], patients[~positive])]
+        return float(wins.mean()) if wins.size else float("nan")
     broken, intact = np.count_nonzero(positive), np.count_nonzero(~positive)
     if not broken or not intact:
         return float("nan")

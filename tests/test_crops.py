@@ -12,6 +12,7 @@ from cspine_utils import crops, phantom, stacks
 from cspine_utils.anatomy import LABEL_IDS, LEVELS
 from cspine_utils.crops import BROKEN, ENOUGH_VOXELS, INTACT, CropForm, TwinCrops, View, crop_of, render_crops
 from cspine_utils.errors import ParameterError, StackError
+from cspine_utils.mask_jitter import MaskJitter
 
 #: About 4 MB and a third of a second a pair.
 FORM = CropForm(frames=20, size=32, frame_mm=1.8, pixel_mm=1.7, study_size=80)
@@ -157,7 +158,7 @@ def test_whole_crops_equal_the_stack_of_their_slices(folder, window):
         expected = stacks.normalise(stacks.gather_six(hu[index % 2], labels[index % 2]), window)
         assert x.shape == (FORM.frames, 7, FORM.size, FORM.size)
         assert np.abs(x[:, :6].numpy() - expected).max() < 1e-5
-        assert np.array_equal(x[:, 6].numpy(), altered * (index % 2 == BROKEN))
+        assert np.array_equal(x[:, 6].numpy(), labels[BROKEN, ::2] * altered * (index % 2 == BROKEN))
 
 
 @pytest.mark.parametrize("corner", [(6, 9, 3), (0, 0, 18), (11, 18, 0)], ids=["middle", "head", "feet"])
@@ -181,9 +182,29 @@ def test_mirror_images_are_mirrored_with_their_marks(folder):
     samples.views = {0: View((0, 0, 0), FORM.frames, FORM.size, mirrored=True)}
     mirrored = samples[0][0]
     assert torch.equal(mirrored, plain.flip(-1)) and not torch.equal(mirrored[:, 6], plain[:, 6])
-    marked = mirrored[:, 6] == 1
+    marked = mirrored[:, 6] > 0
     labels = stacks.labels_of(mirrored[:, 5])
     assert (labels[marked] == LABEL_IDS["C2"]).float().mean() > 0.5, "marks lie on the broken vertebra"
+
+
+def test_torn_masks_are_torn_alike_in_twins_and_marks_keep_their_names(folder):
+    jitter = MaskJitter(clean=0.0)
+    samples, plain = TwinCrops(folder, NUMBERS, jitter=jitter), TwinCrops(folder, NUMBERS)
+    assert torch.equal(samples[0][0], plain[0][0]), "whole crops are as they are"
+    samples.epoch_order(torch.Generator().manual_seed(2))
+    assert len({samples.views[pair].torn for pair in range(len(NUMBERS))}) == len(NUMBERS)
+    for pair in range(len(NUMBERS)):
+        view = replace(samples.views[pair], corner=(3, 4, 5), frames=12, size=20, gain=1.0, offset=0.0, mirrored=False)
+        samples.views = samples.views | {pair: view}
+        plain.views = {pair: replace(view, torn=None)}
+        _, labels, _ = stored(folder, FIRST + pair)
+        for index in (2 * pair, 2 * pair + 1):
+            (x, y), (clean, told) = samples[index], plain[index]
+            whole = jitter(torch.from_numpy(labels[index % 2, ::2]), view.torn)
+            assert torch.equal(stacks.labels_of(x[:, 5]), whole[view.place].long())
+            assert not torch.equal(x[:, 5], clean[:, 5])
+            assert torch.equal(x[:, :5], clean[:, :5]) and torch.equal(x[:, 6], clean[:, 6])
+            assert torch.equal(y.nan_to_num(9), told.nan_to_num(9))
 
 
 def test_brightness_is_of_hu(folder):
@@ -313,7 +334,8 @@ def test_equal_fingerprints_mean_equal_data(folder, tmp_path):
     (moved / "crops.json").write_text(json.dumps(facts | {"seed": 6}))
     others = [TwinCrops(moved, NUMBERS), TwinCrops(folder, NUMBERS[:2]), TwinCrops(folder, NUMBERS, window="soft"),
               TwinCrops(folder, NUMBERS, closer=CLOSER), TwinCrops(folder, NUMBERS, twins=False),
-              TwinCrops(folder, NUMBERS, voxels=False)]  # fmt: skip
+              TwinCrops(folder, NUMBERS, voxels=False), TwinCrops(folder, NUMBERS, jitter=MaskJitter()),
+              TwinCrops(folder, NUMBERS, jitter=MaskJitter(shift=1.0))]  # fmt: skip
     assert len({one, *(other.fingerprint for other in others)}) == 1 + len(others)
 
 

@@ -23,12 +23,14 @@ def batch(labels, marked) -> torch.Tensor:
 
 
 def random_batch(seed=0, b=2, f=4, h=8, w=12) -> tuple[np.ndarray, np.ndarray]:
-    """Labels that change within tokens, some thoracic, many tokens nearly empty; marks everywhere."""
+    """Labels that change within tokens, some thoracic, many tokens nearly empty; marks everywhere, most of them with
+    the name of the voxel's own vertebra, some with that of another, as where a mask was torn."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 9, (b, f, h, w)) * (rng.random((b, f, h, w)) < 0.7)
     empty = rng.random((b, f // FRAME_PATCH, h // PATCH, w // PATCH)) < 0.25
     labels[empty.repeat(FRAME_PATCH, 1).repeat(PATCH, 2).repeat(PATCH, 3)] = 0
-    return labels, (rng.random((b, f, h, w)) < 0.55).astype(np.float32)
+    names = np.where(rng.random(labels.shape) < 0.8, labels, rng.integers(1, 8, labels.shape))
+    return labels, np.where(rng.random(labels.shape) < 0.55, names, 0).astype(np.float32)
 
 
 def by_brute_force(labels, marked, least) -> list[list[float]]:
@@ -41,7 +43,7 @@ def by_brute_force(labels, marked, least) -> list[list[float]]:
                     box = slice(i, i + FRAME_PATCH), slice(j, j + PATCH), slice(k, k + PATCH)
                     counts = [int((study[box] == level).sum()) for level in range(1, 8)]
                     owner = 1 + counts.index(max(counts))
-                    broken = int(marks[box][study[box] == owner].sum()) >= least
+                    broken = int((marks[box] == owner).sum()) >= least
                     row.append(float(broken) if max(counts) >= 4 else NAN)
         rows.append(row)
     return rows
@@ -63,10 +65,10 @@ def test_marks_in_another_vertebra_of_the_token_do_not_count():
     labels, marked = np.zeros((1, 2, 4, 8)), np.zeros((1, 2, 4, 8))
     labels[..., :4] = 3
     labels[0, 0, :2, :4] = 4  # 8 voxels of C4 in a token of C3
-    marked[0, 0, :2, :4] = 1
+    marked[0, 0, :2, :4] = 4
     found = token_targets(batch(labels, marked), **FORM, least=6)
     assert found[0, 0] == 0 and found[0, 1].isnan()
-    marked[0, 1, :2, :3] = 1  # 6 of C3
+    marked[0, 1, :2, :3] = 3  # 6 of C3
     assert token_targets(batch(labels, marked), **FORM, least=6)[0, 0] == 1
     assert token_targets(batch(labels, marked), **FORM, least=7)[0, 0] == 0
 

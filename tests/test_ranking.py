@@ -70,6 +70,26 @@ def test_a_level_without_both_kinds_is_left_out():
     assert np.isnan(pooled_auroc(nothing * np.nan, nothing))
 
 
+def test_patients_are_compared_with_others_alone():
+    """Twins that are told apart always, patients never: a coin, and no cohort that is redrawn may say more."""
+    rng = np.random.default_rng(2)
+    patients = np.repeat(np.arange(30), 2)
+    y, scores = np.full((60, 8), np.nan), np.zeros((60, 8))
+    y[:, 3] = np.tile([1, 0], 30)
+    scores[:, 3] = np.repeat(rng.permutation(30), 2) + 0.1 * y[:, 3]
+    pairs = [(scores[i, 3], scores[j, 3]) for i in range(0, 60, 2) for j in range(1, 60, 2) if i // 2 != j // 2]
+    by_hand = np.mean([(a > b) + 0.5 * (a == b) for a, b in pairs])
+    assert within_level_auroc(y, scores, patients) == pytest.approx(by_hand) == pytest.approx(0.5)
+    assert within_level_auroc(y, scores) > 0.515, "with its own twin in it, it looks better"
+    draws = {"generator": np.random.default_rng(0), "draws": 200, "groups": patients}
+    found = bootstrap(within_level_auroc, y, scores, **draws)
+    assert found.value == pytest.approx(0.5) and 0.499 <= found.low <= 0.5 <= found.high < 0.501
+    biased = bootstrap(lambda y, s, groups: within_level_auroc(y, s), y, scores, **draws)
+    assert biased.low > 0.515, "what this test would not see without the patients"
+    own = np.array([0, 0])
+    assert np.isnan(within_level_auroc(y[:2], scores[:2], own)), "nobody to compare with"
+
+
 def mean_score(y, scores) -> float:
     return float(scores[:, 0].mean())
 
@@ -80,7 +100,8 @@ def test_patients_are_redrawn_with_all_their_rows():
     scores, y = np.tile(values[:, None], (1, 8)), np.zeros((16, 8))
     seen = []
 
-    def watch(y, scores):
+    def watch(y, scores, groups):
+        assert np.array_equal(groups, scores[:, 0] / 3), "each row with its own patient"
         seen.append(scores[:, 0])
         return mean_score(y, scores)
 

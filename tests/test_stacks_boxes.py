@@ -39,7 +39,7 @@ def brute_evidence(stored, boxes, mask_ids):
         for x, y, width, height, number in boxes:
             inside = x <= w < x + width and y <= h < y + height and abs(d - (number - 1)) <= 0.5
             if inside and stored.labels[2 * frame, row, column] in mask_ids:
-                out[frame, row, column] = 1
+                out[frame, row, column] = stored.labels[2 * frame, row, column]
     return out
 
 

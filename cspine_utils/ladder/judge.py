@@ -22,7 +22,7 @@ def of_crops(y: np.ndarray, p: np.ndarray, patients: np.ndarray, rng: np.random.
     Parameters
     ----------
     y, p : `(n, 8)`, a broken crop and its twin in turn, NaN in y for what a crop does not show
-    patients : `(n,)`
+    patients : `(n,)`; for the AUROC, crops are compared with those of other patients alone
 
     Raises ParameterError unless the two of each pair are told for one and the same level, broken first.
     """

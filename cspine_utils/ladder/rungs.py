@@ -16,6 +16,7 @@ from torch.utils.data import Subset
 from cspine_utils import calibration, checkpoints, crops, evidence, files, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
 from cspine_utils.errors import TrainingError
+from cspine_utils.mask_jitter import MaskJitter
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
@@ -26,6 +27,8 @@ from .profiles import Profile
 FRAME_PATCH, PATCH = 5, 8
 #: What is seen of a crop in training: frames, and rows and columns.
 CLOSER = (25, 40)
+#: How masks are torn in training: those of a real reader come from a network.
+JITTER = MaskJitter()
 #: Studies that calibrate a model before it learns from them.
 _CALIBRATE = 48
 
@@ -135,7 +138,7 @@ class _Crops:
                 folder, len(part), difficulty=rung.difficulty, seed=CROPS_SEED, first=part.start, form=form,
                 workers=workers, progress=progress,
             )  # fmt: skip
-        self.taught = crops.TwinCrops(folder, numbers["teach"], closer=CLOSER)
+        self.taught = crops.TwinCrops(folder, numbers["teach"], closer=CLOSER, jitter=JITTER)
         self.choose, self.held_out = (crops.TwinCrops(folder, numbers[part]) for part in ("choose", "judge"))
         self.profile, self.progress = profile, progress
         self.learned_from, self.judged_on = profile.crop_pairs, profile.crop_judge
@@ -193,7 +196,7 @@ class _Necks:
             warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, best_by="validation_bce",
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
-            augment=Augment(rotate_deg=0.0, scale=0.0), progress=self.progress,
+            augment=Augment(rotate_deg=0.0, scale=0.0, mask=JITTER), progress=self.progress,
         )  # fmt: skip
         calibration.calibrate(model, self.choose, _objective())
         return result

@@ -82,7 +82,8 @@ def evidence(labels: np.ndarray, boxes, slice_step: float, fractured) -> np.ndar
 
     Returns
     -------
-    float32 `(f, h, w)`, 1 where the voxel's centre lies in a box, and its label is that of a fractured level; else 0
+    float32 `(f, h, w)`, the voxel's label where its centre lies in a box and the label is that of a fractured level;
+    else 0
     """
     centres = labels[::2]
     inside = np.zeros(centres.shape, dtype=bool)
@@ -93,7 +94,7 @@ def evidence(labels: np.ndarray, boxes, slice_step: float, fractured) -> np.ndar
         rows, columns = (slice(*_pixels_within(*ends)) for ends in ((y, y + height), (x, x + width)))
         inside[frames, rows, columns] = True
     broken = np.isin(centres, [LABEL_IDS[level] for level in LEVELS if level in set(fractured)])
-    return (inside & broken).astype(np.float32)
+    return np.where(inside & broken, centres, 0).astype(np.float32)
 
 
 def _half_slice(slice_step: float) -> float:

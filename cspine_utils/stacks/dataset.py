@@ -28,9 +28,9 @@ class StackDataset(torch.utils.data.Dataset):
     labels : DataFrame indexed by study with the columns `anatomy.TARGETS`; one sample a row
     window : a key of `WINDOWS`
     blank_mask : show no label anywhere (a control: the mask is an input too)
-    evidence : add a seventh channel, x `(f, 7, h, w)`: 1 where the centre slice's voxel lies in a bounding box and in
-        a vertebra that `labels` call fractured, 0 elsewhere; NaN everywhere in a study whose boxes are not known. It
-        is something to learn from, never an input.
+    evidence : add a seventh channel, x `(f, 7, h, w)`: where the centre slice's voxel lies in a bounding box and in a
+        vertebra that `labels` call fractured, that vertebra's label (1-7), 0 elsewhere; NaN everywhere in a study
+        whose boxes are not known. It is something to learn from, never an input.
 
     Raises
     ------

@@ -86,7 +86,7 @@ class Stored:
         return gather_six(scale_hu(self.hu.astype(np.float32), window), scale_labels(labels))
 
     def evidence(self, fractured) -> np.ndarray:
-        """Where the boxes say that a fractured vertebra is broken: float32 `(f, h, w)` of 0 and 1.
+        """Where the boxes say that a fractured vertebra is broken: float32 `(f, h, w)` of its label, or 0.
 
         NaN everywhere if nobody said where: a fractured study without boxes, or without a label map.
         """
