@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from cspine_utils.errors import ParameterError
-from cspine_utils.mask_jitter import MaskJitter
+from cspine_utils.mask_jitter import MaskJitter, tear_mask
 from cspine_utils.stacks import CHANNELS, MASK_SCALE, SLICE_SCALE, WINDOWS, shown_slices
 
 _SLICES = CHANNELS - 1
@@ -162,13 +162,6 @@ def add_noise(study: Tensor, sd_hu: float, seed: int, window: str = "bone") -> T
     share = sd_hu / WINDOWS[window][1]
     shown = _unscaled(study[:, :_SLICES])
     return _with_slices(study, _within_window(shown, shown + share * noise[_shown(study)]))
-
-
-def tear_mask(study: Tensor, jitter: MaskJitter, seed: int) -> Tensor:
-    """The mask as a network might have drawn it; slices and evidence stay."""
-    out = study.clone()
-    out[:, _SLICES] = jitter(study[:, _SLICES], seed)
-    return out
 
 
 def cut_out(study: Tensor, where, size) -> Tensor:

@@ -136,8 +136,8 @@ class TwinCrops(torch.utils.data.Dataset):
     """Pairs written by `render_crops` as samples: items 2i and 2i + 1 are the broken and the intact crop of pair i.
 
     x is float32 `(f, 7, h, w)`: the six channels as `stacks.normalise` gives them, then the vertebra's label where the
-    fracture altered the centre slice and 0 elsewhere. y is float32 `(8,)` with the crop's own level 0 or 1 and NaN, "not told",
-    elsewhere.
+    fracture altered the centre slice and 0 elsewhere. y is float32 `(8,)` with the crop's own level 0 or 1 and NaN,
+    "not told", elsewhere.
 
     Parameters
     ----------
@@ -149,8 +149,8 @@ class TwinCrops(torch.utils.data.Dataset):
     twins : `epoch_order` puts the two of a pair side by side; False shuffles all crops
     voxels : False gives NaN instead of the altered voxels: the image label alone
 
-    Pieces, mirror images, brightness and torn masks are drawn by `epoch_order`, which training calls at the start of an epoch. A
-    set for which it was never called shows whole crops as they are.
+    Pieces, mirror images, brightness and torn masks are drawn by `epoch_order`, which training calls at the start of
+    an epoch. A set for which it was never called shows whole crops as they are.
 
     Raises
     ------

@@ -8,14 +8,18 @@ and the network has to look at the bone.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from dataclasses import dataclass
 from numbers import Real
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from cspine_utils.errors import ParameterError
+from cspine_utils.stacks import CHANNELS
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,10 @@ class MaskJitter:
     Raises ParameterError for a strength that cannot be.
     """
 
-    shift: float = 2.0
-    warp: float = 1.0
+    shift: float = 1.5
+    warp: float = 0.7
     knots: int = 12
-    coarse: int = 3
+    coarse: int = 2
     clean: float = 0.2
 
     def __post_init__(self):
@@ -76,3 +80,37 @@ class MaskJitter:
             shift = (2 * draws[6 + axis] - 1) * self.shift
             places.append(torch.round(cell.view(view) + warp[axis] + shift).long().clamp_(0, length - 1))
         return torch.stack(places)
+
+
+class Torn(Dataset):
+    """Samples with torn masks, each always in the same way: to choose and to judge by.
+
+    Parameters
+    ----------
+    dataset : of (x, y), x `(f, 6 or more, h, w)` as networks get it; everything but the mask stays
+    jitter, seed : sample i is torn by `seed` + i
+    alike : so many samples in a row are torn alike: 2 for a crop and its twin
+    """
+
+    def __init__(self, dataset: Dataset, jitter: MaskJitter, *, seed: int = 0, alike: int = 1):
+        self.dataset, self.jitter, self.seed, self.alike = dataset, jitter, seed, alike
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal means equal data."""
+        facts = [self.dataset.fingerprint, repr(self.jitter), self.seed, self.alike]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def __getitem__(self, index: int):
+        x, y = self.dataset[index]
+        return tear_mask(x, self.jitter, self.seed + index // self.alike), y
+
+
+def tear_mask(study: Tensor, jitter: MaskJitter, seed: int) -> Tensor:
+    """A copy of `(f, 6 or more, h, w)` with a mask as a network might have drawn it; slices and evidence stay."""
+    out = study.clone()
+    out[:, CHANNELS - 1] = jitter(study[:, CHANNELS - 1], seed)
+    return out

@@ -31,7 +31,7 @@ def aurocs(y, scores, patients=None) -> np.ndarray:
     """AUROC of each target: `(n, 8)`, `(n, 8)` -> `(8,)`, NaN for a target without both a positive and a negative.
 
     `patients` `(n,)`: only rows of unlike patients are compared. A crop and its twin are told apart far more easily
-    than two patients, and in a redrawn cohort, where a patient comes twice, the comparison with itself comes four times.
+    than two patients; in a redrawn cohort, where a patient comes twice, the comparison with itself comes four times.
     """
     y, scores = _checked(y, scores)
     found = np.full(len(TARGETS), np.nan)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from scipy.ndimage import distance_transform_edt
 
-from cspine_utils.augment import Augment, tear_mask
+from cspine_utils.augment import Augment
 from cspine_utils.errors import ParameterError
-from cspine_utils.mask_jitter import MaskJitter
+from cspine_utils.mask_jitter import MaskJitter, Torn, tear_mask
 from cspine_utils.stacks import labels_of, scale_labels
 
 SHAPE = (30, 40, 50)
@@ -113,6 +113,34 @@ def test_of_a_study_the_mask_alone_is_torn_and_what_is_marked_keeps_its_name():
     batch = augment(study[None].repeat(2, 1, 1, 1, 1), torch.Generator().manual_seed(1))
     assert torch.equal(batch[:, :, :5], study[None, :, :5].expand_as(batch[:, :, :5]))
     assert not torch.equal(batch[0, :, 5], batch[1, :, 5]), "each study of a batch for itself"
+
+
+class Rows:
+    """Samples that are all alike but for their slices."""
+
+    fingerprint = "rows"
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        x = torch.full((SHAPE[0], 7, *SHAPE[1:]), float(index))
+        x[:, 5] = scale_labels(lumps().float())
+        return x, torch.tensor(index)
+
+
+def test_samples_are_torn_the_same_way_every_time_and_twins_alike():
+    jitter = MaskJitter(clean=0.0)
+    torn = Torn(Rows(), jitter, seed=7, alike=2)
+    masks = [torn[i][0][:, 5] for i in range(len(torn))]
+    assert len(masks) == 6 and torn[4][1] == 4
+    assert torch.equal(masks[3], torn[3][0][:, 5]), "always in the same way"
+    for i in range(6):
+        assert torch.equal(labels_of(masks[i]), jitter(lumps(), 7 + i // 2).long())
+        assert torch.equal(torn[i][0][:, [0, 1, 2, 3, 4, 6]], Rows()[i][0][:, [0, 1, 2, 3, 4, 6]])
+    assert not torch.equal(masks[1], masks[2])
+    others = [Torn(Rows(), jitter, seed=8, alike=2), Torn(Rows(), jitter, seed=7), Torn(Rows(), MaskJitter(), seed=7)]
+    assert len({torn.fingerprint, *(other.fingerprint for other in others)}) == 4
 
 
 @pytest.mark.parametrize(

@@ -5,12 +5,15 @@
 Each rung trains one model and judges it once, on synthetic patients that neither trained it nor chose its epoch:
 
 crops-easy                      one vertebra beside its intact twin, from scratch
-crops-standard                  standard fractures, from the weights of crops-easy
+crops-torn                      the same with torn masks, from the weights of crops-easy
+crops-standard                  standard fractures, from the weights of crops-torn
 crops-hard                      the model of crops-standard on hard crops, not trained again
-necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-easy
+necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-torn
 necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced
 necks-standard                  the same of the standard set
 few-boxes                       necks-easy again, boxes on 12 % of the studies, as in the real data
+
+But for the first one, training tears the masks (`mask_jitter`), and every model is also judged with torn masks.
 """
 
 from .plan import RUNGS, sets

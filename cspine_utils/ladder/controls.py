@@ -21,11 +21,12 @@ from cspine_utils import checkpoints, stacks
 from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
 from cspine_utils.augment import NO_LABEL
 from cspine_utils.errors import ParameterError
+from cspine_utils.mask_jitter import tear_mask
 
 from . import judge
 from .plan import RUNGS, check, row_file, weights_file
 from .profiles import Profile
-from .rungs import ask, necks_of, new_model
+from .rungs import ALL_TORN, ask, necks_of, new_model
 
 _MASK = stacks.CHANNELS - 1
 #: Voxels (of about 1 mm) beyond the marked ones that a filling covers.
@@ -71,6 +72,11 @@ def mask_moved(x: Tensor, held: Held, index: int, by: int) -> Tensor:
         came_in = mask.narrow(axis, 0, step) if step > 0 else mask.narrow(axis, mask.shape[axis] + step, -step)
         came_in.fill_(NO_LABEL)
     return _with_mask(x, mask)
+
+
+def mask_torn(x: Tensor, held: Held, index: int) -> Tensor:
+    """As in training, but every one."""
+    return tear_mask(x, ALL_TORN, held.seed + index)
 
 
 def mask_of_another(x: Tensor, held: Held, index: int) -> Tensor:
@@ -119,6 +125,7 @@ CONTROLS = {
     "mask 1 voxel beside": Control(mask_moved, (1,)),
     "mask 3 voxels beside": Control(mask_moved, (3,)),
     "mask 6 voxels beside": Control(mask_moved, (6,)),
+    "mask torn": Control(mask_torn),
     "mask of another neck": Control(mask_of_another),
     "no mask": Control(no_mask),
     "breaks filled": Control(breaks_filled),

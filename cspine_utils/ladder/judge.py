@@ -12,7 +12,7 @@ from cspine_utils.errors import ParameterError
 NUMBERS = (
     "auroc", "auroc_low", "auroc_high", "pooled_auroc", "above_own_twin", "twin_low", "twin_high",
     "loss", "constant", "difference", "difference_low", "difference_high", "skill",
-    "auroc_before", "loss_before",
+    "auroc_before", "loss_before", "auroc_torn", "loss_torn",
 )  # fmt: skip
 
 
@@ -63,12 +63,18 @@ def of_necks(y: np.ndarray, p: np.ndarray, rates: np.ndarray, rng: np.random.Gen
     }  # fmt: skip
 
 
-def before(y: np.ndarray, p: np.ndarray) -> dict[str, float]:
-    """What the weights that a rung begins with already know, calibrated, on the patients that judge it."""
-    return {
-        "auroc_before": ranking.within_level_auroc(y, p),
-        "loss_before": float(metrics.plain_bce_per_study(y, p).mean()),
-    }
+def briefly(y: np.ndarray, p: np.ndarray, when: str, patients: np.ndarray | None = None) -> dict[str, float]:
+    """AUROC within levels and, of necks, the mean loss of other answers than those that count.
+
+    Parameters
+    ----------
+    when : "before", the weights that a rung begins with; or "torn", the masks
+    patients : of crops, see `of_crops`
+    """
+    numbers = {f"auroc_{when}": ranking.within_level_auroc(y, p, patients)}
+    if patients is None:
+        numbers[f"loss_{when}"] = float(metrics.plain_bce_per_study(y, p).mean())
+    return numbers
 
 
 def of_twins(y: np.ndarray, broken: np.ndarray, intact: np.ndarray) -> dict[str, float]:

@@ -30,6 +30,7 @@ class Rung:
     trains : False judges the start's model as it is
     first : number of the first neck that it learns from
     boxes : share of the studies whose boxes are told
+    torn : masks are torn in training, and of those that choose the epoch
     """
 
     kind: str
@@ -39,13 +40,15 @@ class Rung:
     trains: bool = True
     first: int = 0
     boxes: float = 1.0
+    torn: bool = True
 
 
 RUNGS = {
-    "crops-easy": Rung("crops", "easy"),
-    "crops-standard": Rung("crops", "standard", start="crops-easy"),
+    "crops-easy": Rung("crops", "easy", torn=False),
+    "crops-torn": Rung("crops", "easy", start="crops-easy"),
+    "crops-standard": Rung("crops", "standard", start="crops-torn"),
     "crops-hard": Rung("crops", "hard", start="crops-standard", trains=False),
-    "necks-balanced": Rung("necks", "easy", "balanced", start="crops-easy"),
+    "necks-balanced": Rung("necks", "easy", "balanced", start="crops-torn"),
     "necks-easy": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000),
     "necks-standard": Rung("necks", "standard", "rsna", start="necks-easy", first=40_000),
     "few-boxes": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000, boxes=BOX_SHARE),

@@ -13,6 +13,7 @@ class Profile:
     ----------
     crop_pairs, crop_choose, crop_judge : pairs to learn from, to choose the epoch by, to judge by
     crop_epochs, crop_batch, crop_rate : a batch is crops, twins side by side; the rate is the highest learning rate
+    crop_rate_again : of a rung that begins with the weights of another one
     necks, necks_choose, necks_judge : whole studies, likewise
     necks_twins : so many of those that judge are also shown without their fractures
     neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
@@ -30,6 +31,7 @@ class Profile:
     crop_epochs: int = 16
     crop_batch: int = 32
     crop_rate: float = 2e-3
+    crop_rate_again: float = 1e-3
     necks: int = 280
     necks_choose: int = 40
     necks_judge: int = 200

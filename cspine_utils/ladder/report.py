@@ -9,6 +9,7 @@ from .plan import RUNGS
 #: What each rung is, in words.
 WORDS = {
     "crops-easy": "one vertebra, easy fractures, beside its intact twin",
+    "crops-torn": "the same with torn masks",
     "crops-standard": "one vertebra, standard fractures",
     "crops-hard": "the same model on hard fractures, not trained on them",
     "necks-balanced": "whole necks, easy, each level broken in every second neck",

@@ -16,7 +16,7 @@ from torch.utils.data import Subset
 from cspine_utils import calibration, checkpoints, crops, evidence, files, metrics, necks, ranking, stacks, training
 from cspine_utils.augment import Augment
 from cspine_utils.errors import TrainingError
-from cspine_utils.mask_jitter import MaskJitter
+from cspine_utils.mask_jitter import MaskJitter, Torn
 from cspine_utils.models.vit3d import ViT3D
 
 from . import judge
@@ -29,6 +29,8 @@ FRAME_PATCH, PATCH = 5, 8
 CLOSER = (25, 40)
 #: How masks are torn in training: those of a real reader come from a network.
 JITTER = MaskJitter()
+#: And where a model is judged with torn masks: all of them are.
+ALL_TORN = replace(JITTER, clean=0.0)
 #: Studies that calibrate a model before it learns from them.
 _CALIBRATE = 48
 
@@ -138,15 +140,18 @@ class _Crops:
                 folder, len(part), difficulty=rung.difficulty, seed=CROPS_SEED, first=part.start, form=form,
                 workers=workers, progress=progress,
             )  # fmt: skip
-        self.taught = crops.TwinCrops(folder, numbers["teach"], closer=CLOSER, jitter=JITTER)
+        self.taught = crops.TwinCrops(folder, numbers["teach"], closer=CLOSER, jitter=JITTER if rung.torn else None)
         self.choose, self.held_out = (crops.TwinCrops(folder, numbers[part]) for part in ("choose", "judge"))
+        if rung.torn:
+            self.choose = Torn(self.choose, JITTER, alike=2)
+        self.rate = profile.crop_rate if rung.start is None else profile.crop_rate_again
         self.profile, self.progress = profile, progress
         self.learned_from, self.judged_on = profile.crop_pairs, profile.crop_judge
 
     def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
         return training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
-            batch_size=self.profile.crop_batch, learning_rate=self.profile.crop_rate, schedule="linear",
+            batch_size=self.profile.crop_batch, learning_rate=self.rate, schedule="linear",
             warmup_steps=warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, generator=torch.Generator().manual_seed(seed), objective=_objective(),
             measure=validation_auroc, progress=self.progress,
@@ -154,7 +159,10 @@ class _Crops:
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = training.predict(model, self.held_out, batch_size=14, objective=_objective())
-        return judge.of_crops(y, p, self.held_out.patients, rng)
+        torn = Torn(self.held_out, ALL_TORN, alike=2)
+        _, with_torn = training.predict(model, torn, batch_size=14, objective=_objective())
+        patients = self.held_out.patients
+        return judge.of_crops(y, p, patients, rng) | judge.briefly(y, with_torn, "torn", patients)
 
 
 class _Necks:
@@ -174,6 +182,7 @@ class _Necks:
         told = labels[0].index[: round(rung.boxes * len(labels[0]))]
         self.taught = necks.FewBoxes(stacks.StackDataset(store, labels[0], evidence=True), told)
         self.choose, self.held_out = (stacks.StackDataset(store, part, evidence=True) for part in labels[1:])
+        self.choose = Torn(self.choose, JITTER)
         first = labels[2].iloc[: profile.necks_twins]  # of those that judge: their twins are rendered, too
         self.broken = first[first["patient_overall"] == 1]
         self.twins = stacks.StackDataset(
@@ -187,9 +196,9 @@ class _Necks:
     def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
         # The weights come from other base rates: first on studies that they have not seen, and after training, whose
         # studies they then know too well, on those that choose the epoch.
-        some = Subset(self.taught, range(min(_CALIBRATE, len(self.taught))))
+        some = Torn(Subset(self.taught, range(min(_CALIBRATE, len(self.taught)))), JITTER)
         calibration.calibrate(model, some, _objective(), rates=self.rates)
-        self.before = judge.before(*ask(model, self.held_out))
+        self.before = judge.briefly(*ask(model, self.held_out), "before")
         result = training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.rate, schedule="linear",
@@ -203,7 +212,8 @@ class _Necks:
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = ask(model, self.held_out)
-        numbers = judge.of_necks(y, p, self.rates, rng) | self.before
+        torn = judge.briefly(*ask(model, Torn(self.held_out, ALL_TORN)), "torn")
+        numbers = judge.of_necks(y, p, self.rates, rng) | self.before | torn
         if self.broken.empty:
             return numbers
         broken = [self.held_out.studies.index(study) for study in self.broken.index]

@@ -131,44 +131,57 @@ class _Room:
         self.done = np.empty(len(arrival))
         self.total = reading
         self.finish: list[tuple[float, int, float]] = []  # time, exam, since when: stale if that has changed
-        self.alarms = [(t, k) for k, t in enumerate(self.ready) if t < np.inf]
+        self.alarms = [(t, k) for k, t in enumerate(self.ready) if self.arrival[k] < t < np.inf]
         heapify(self.alarms)
 
     def waits(self) -> np.ndarray:
-        n, nxt, inf = len(self.arrival), 0, np.inf
-        left = n
+        # Millions of turns: what is looked up in every one of them is a local name.
+        finish, alarms, reading, done, inf = self.finish, self.alarms, self.reading, self.done, np.inf
+        comes, coming = [*self.arrival, inf], 0
+        left = len(self.arrival)
         while left:
-            while self.finish and self.reading.get(self.finish[0][1]) != self.finish[0][2]:
-                heappop(self.finish)
-            end = self.finish[0][0] if self.finish else inf
-            come = self.arrival[nxt] if nxt < n else inf
-            alarm = self.alarms[0][0] if self.alarms else inf
+            while finish and reading.get(finish[0][1]) != finish[0][2]:
+                heappop(finish)
+            end = finish[0][0] if finish else inf
+            alarm = alarms[0][0] if alarms else inf
+            come = comes[coming]
             if end <= come and end <= alarm:
-                _, k, _ = heappop(self.finish)
-                del self.reading[k]
-                self.done[k] = end
+                _, k, _ = heappop(finish)
+                del reading[k]
+                done[k] = end
                 self.left[k] = 0.0
                 self.free += 1
                 left -= 1
                 self._next(end)
             elif come <= alarm:
-                heappush(self.waiting, nxt)
-                if self.cap < inf:
-                    heappush(self.alarms, (come + self.cap, nxt))
-                nxt += 1
-                if self.free:
-                    self._next(come)
+                self._arrive(coming, come)
+                coming += 1
             else:
-                _, k = heappop(self.alarms)
+                _, k = heappop(alarms)
                 self._alarm(k, alarm)
-        return self.done - np.asarray(self.arrival) - self.total
+        return done - np.asarray(self.arrival) - self.total
+
+    def _arrive(self, k: int, now: float) -> None:
+        if self.ready[k] <= now:  # flagged, and the AI took no time
+            self.ahead[k] = 1
+        if self.free:  # so nobody waits
+            self._take(k, now)
+        elif self.ahead[k]:
+            heappush(self.urgent, k)
+            self._interrupt(now)
+            self._next(now)
+        else:
+            heappush(self.waiting, k)
+            if self.cap < np.inf:
+                heappush(self.alarms, (now + self.cap, k))
 
     def _next(self, now: float) -> None:
         """Whoever is free takes the first exam that is ahead, else the first of the others."""
+        waiting, ahead = self.waiting, self.ahead
         while self.free:
-            while self.waiting and self.ahead[self.waiting[0]]:
-                heappop(self.waiting)  # it is, or was, among the urgent ones
-            queue = self.urgent or self.waiting
+            while waiting and ahead[waiting[0]]:
+                heappop(waiting)  # it is, or was, among the urgent ones
+            queue = self.urgent or waiting
             if not queue:
                 return
             self._take(heappop(queue), now)
