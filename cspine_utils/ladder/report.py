@@ -34,7 +34,7 @@ def markdown(table: pd.DataFrame) -> str:
     """
     table = in_order(table, ("rung", "seed"))
     head = (
-        "", "learned from", "judged on", "AUROC (95 %)", "before", "broken above its own twin",
+        "", "learned from", "judged on", "AUROC (95 %)", "with torn masks", "before", "broken above its own twin",
         "loss beside the constant's", "skill", "minutes",
     )  # fmt: skip
     lines = [" | ".join(head), "|".join(["---"] * len(head))]
@@ -47,6 +47,7 @@ def markdown(table: pd.DataFrame) -> str:
             f"{row['learned_from']:,} {unit}" if row["learned_from"] else "–",
             f"{row['judged_on']:,} {unit}",
             f"{row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f})",
+            f"{row['auroc_torn']:.3f}",
             "" if alone else f"{row['auroc_before']:.3f}",
             f"{row['above_own_twin']:.1%}",
             "" if alone else f"{row['loss']:.3f} beside {row['constant']:.3f}",
