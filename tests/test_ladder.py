@@ -465,7 +465,8 @@ def test_what_a_rung_knew_before_and_its_weights_as_judged(climbed):
 def test_what_is_said_of_torn_masks_is_of_the_same_patients(climbed, monkeypatch):
     """Recomputed from the weights, and different from what is said of masks as they are."""
     table = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung")
-    assert table["auroc_torn"].notna().all() and table.loc["necks-easy", "loss_torn"] > 0
+    alone = table.index.str.startswith("crops")  # two pairs of unlike levels: nobody to compare them with
+    assert table.loc[~alone, "auroc_torn"].notna().all() and table.loc["necks-easy", "loss_torn"] > 0
     torn = partial(mask_jitter.Torn, jitter=rungs.ALL_TORN)
     work = rungs._Necks(climbed / "data", RUNGS["necks-easy"], SMALL, 0, False)
     model = checkpoints.load(rungs.new_model(SMALL, 1), climbed / "1" / "necks-easy" / "judged.pt")
