@@ -86,7 +86,10 @@ def _guarded(function: Callable, item):
         return function(item)
     except Exception as error:  # whatever it is, the other items go on
         place = traceback.extract_tb(error.__traceback__)[-1]
-        return Failure(f"an unexpected {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}")
+        kind = type(error).__name__
+        if isinstance(error, OSError) and error.errno is not None:  # "No space left on device": quotes no file
+            kind += f" ({os.strerror(error.errno)})"
+        return Failure(f"an unexpected {kind} in {Path(place.filename).name}, line {place.lineno}")
 
 
 def _in_processes(function: Callable, items: list, workers: int) -> Iterator[tuple]:

@@ -1,5 +1,6 @@
 """Crops of vertebrae: what lies where, what differs between twins, what an epoch shows."""
 
+import errno
 import json
 import shutil
 from dataclasses import replace
@@ -144,6 +145,17 @@ def test_a_pair_that_cannot_be_rendered_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(crops, "_render_one", lambda *a: 1 / 0)
     with pytest.raises(StackError, match=r"4\.npz.*ZeroDivisionError"):
         render_crops(tmp_path, 1, first=4, **SETTINGS)
+
+
+def test_a_full_disk_is_told(tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device", "name of a patient")
+
+    monkeypatch.setattr(crops.np, "savez", full)
+    with pytest.raises(StackError, match=r"4\.npz.*No space left on device") as told:
+        render_crops(tmp_path, 1, first=4, **SETTINGS)
+    assert "patient" not in str(told.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["crops.json"], "nothing half-written"
 
 
 # ------------------------------------------------------------------------------------------------------- what is seen
