@@ -9,7 +9,8 @@ from torch import nn
 
 from cspine_utils import explain
 from cspine_utils.errors import ModelError, ParameterError
-from cspine_utils.models.vit3d import Attention, ViT3D
+from cspine_utils.models.blocks import Attention
+from cspine_utils.models.vit3d import ViT3D
 from cspine_utils.stacks import MASK_SCALE
 
 # A grid of 2 x 2 x 3 tokens of 2 x 4 x 4 voxels.

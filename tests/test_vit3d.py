@@ -8,7 +8,8 @@ from torch import nn
 
 from cspine_utils import diagrams
 from cspine_utils.errors import ModelError, ParameterError
-from cspine_utils.models.vit3d import Attention, Blocks, DropPath, ViT3D
+from cspine_utils.models.blocks import Attention, Blocks, DropPath
+from cspine_utils.models.vit3d import ViT3D
 from cspine_utils.stacks import MASK_SCALE
 
 # Every axis and every patch has another length, so that no two can be mixed up unseen.

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from cspine_utils.anatomy import LEVELS, TARGETS
 from cspine_utils.errors import ModelError
 from cspine_utils.models.base import StudyClassifier, check_counts, noisy_or, pair, refused
-from cspine_utils.models.vit3d import Block
+from cspine_utils.models.blocks import Block
 
 #: timm's small MobileNetV4 at half its width: one study of 105 frames in a fraction of a second on a CPU.
 LAPTOP_BACKBONE = "mobilenetv4_conv_small_050"
