@@ -236,7 +236,29 @@ def test_operating_points_are_drawn_for_each_replication():
     wide = simulate(Scenario(**BASE, operating_points=points), n_exams=3000, seed=0, replications=20)
     one = simulate(Scenario(**BASE), n_exams=3000, seed=0, replications=20)
     width = {name: r.means["flagged_min"].high - r.means["flagged_min"].low for name, r in (("w", wide), ("o", one))}
-    assert width["w"] > 2 * width["o"], "what is not known about the model is in the interval"
+    assert width["w"] > 2 * width["o"], "replications differ by their points, too"
+    fixed = [Scenario(**(BASE | {"sensitivity": se, "specificity": sp})) for se, sp in points]
+    low, high = sorted(simulate(one, n_exams=3000, seed=0).means["flagged_min"].mean for one in fixed)
+    assert low < wide.means["flagged_min"].mean < high, "the mean over the draws"
+
+
+def test_a_horizon_that_is_not_reached_is_told_and_nothing_warms_up():
+    scenario = Scenario(load=1.5, horizon_min=60_000.0)
+    with pytest.raises(WorklistError, match=r"n_exams: found 2000 exams.*take 9,\d{3}"):
+        draw_patients(scenario, 2000, np.random.default_rng(0))
+    short = simulate(Scenario(load=1.5, horizon_min=600.0), n_exams=400, seed=0, replications=2)
+    assert json.loads(short.to_json())["warm_up"] == 0
+    seen = [len(draw_patients(short.scenario, 400, np.random.default_rng(s)).arrival) for s in (1, 2)]
+    assert 100 < sum(row["triage"]["n"] for row in short.classes.values()) < 260 and max(seen) < 200
+
+
+def test_a_room_that_has_not_settled_says_so():
+    """At load .99 the relaxation takes .99 / (1 - sqrt(.99))^2 = 39,400 exams."""
+    near = simulate(Scenario(load=0.99), n_exams=1000, seed=0, replications=2)
+    assert "39,40" in near.warning and "197,0" in near.warning and json.loads(near.to_json())["warning"] == near.warning
+    assert simulate(Scenario(load=0.8), n_exams=1000, seed=0, replications=2).warning == ""
+    low = simulate(Scenario(load=0.99), n_exams=4000, seed=1, replications=20).means["fifo_min"]
+    assert low.high < theory.table(Scenario(load=0.99))["fifo_min"], "it is true: the wait comes out too short"
 
 
 # --------------------------------------------------------------------------------------------------- what is refused
@@ -249,7 +271,8 @@ def test_operating_points_are_drawn_for_each_replication():
      ("radiologists", 0), ("radiologists", 1.5), ("discipline", "random"), ("reading_law", "weibull"), ("cap_min", 0.0),
      ("horizon_min", -3.0), ("day_profile", (1.0,) * 23), ("day_profile", (0.0,) * 24), ("day_profile", "busy"),
      ("operating_points", ((0.9,),)), ("operating_points", ((0.9, 1.2),)), ("operating_points", 0.9),
-     ("fractured_factor", 0.0), ("reading_cv", math.inf)],
+     ("operating_points", (0.9, 0.9)), ("fractured_factor", 0.0), ("reading_cv", math.inf), ("reading_cv", 1e154),
+     ("reading_min", 1e200)],
     ids=str,
 )  # fmt: skip
 def test_scenarios_that_cannot_be_are_refused(field, value):
@@ -263,6 +286,11 @@ def test_scenarios_as_json():
         operating_points=((0.8, 0.9), (0.7, 0.95)), discipline="preemptive", load=1.2,
     )  # fmt: skip
     assert Scenario.from_json(full.to_json()) == full and Scenario.from_json("{}") == Scenario()
+    numpys = Scenario(
+        radiologists=np.int64(2), load=np.float32(0.5), day_profile=np.arange(24), operating_points=np.full((2, 2), 0.5)
+    )
+    assert Scenario.from_json(numpys.to_json()) == numpys
+    assert numpys.radiologists == 2 and numpys.day_profile[23] == 23
     for text, said in (('{"lod": 0.5}', "lod"), ("[1]", "object"), ("{", "no JSON"), ('{"load": null}', "load")):
         with pytest.raises(WorklistError, match=said):
             Scenario.from_json(text)
@@ -294,6 +322,23 @@ def test_theory_on_the_command_line(capsys):
 def test_what_nobody_waits_is_null(capsys):
     code, out, _ = run(capsys, "theory", "--sensitivity", 0, "--specificity", 1, "--load", 0.5)
     assert code == 0 and json.loads(out)["flagged_min"] is None and "NaN" not in out
+    for options, name in ((["--prevalence", 0], "diseased_min"), (["--share", 0], "non_diseased_min")):
+        _, out, _ = run(capsys, "theory", *options)
+        assert json.loads(out)[name] is None and json.loads(out)["fifo_min"] == pytest.approx(40)
+    _, out, _ = run(capsys, "simulate", "--prevalence", 0, "--exams", 100, "--replications", 2)
+    assert json.loads(out)["diseased_min"] is None and type(json.loads(out)["classes"]["TN"]["fifo"]["n"]) is int
+
+
+def test_the_help_says_what_each_option_is(capsys):
+    with pytest.raises(SystemExit):
+        __main__.main(["theory", "--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for words in ("mean reading time of an exam without fracture (default 10.0)", "24 numbers, arrivals in each hour",
+                  "from arrival until the AI has answered"):  # fmt: skip
+        assert words in text
+    with pytest.raises(SystemExit):
+        __main__.main(["theory", "--day-profile", "1,2,3"])
+    assert "'1,2,3' is no JSON list" in capsys.readouterr().err
 
 
 def test_simulation_on_the_command_line(capsys, tmp_path):

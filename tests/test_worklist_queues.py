@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from simpy_room import by_simpy
 
-from cspine_utils.worklist import CLASSES, Scenario, draw_patients, queues, waits_of
+from cspine_utils.errors import WorklistError
+from cspine_utils.worklist import CLASSES, Scenario, draw_patients, queues, theory, waits_of
 
 INF = float("inf")
 
@@ -68,6 +69,83 @@ def test_a_cap_lets_those_first_who_have_waited_too_long():
     # exam 3 is being read then and goes on, exam 4 comes after them.
     assert queues.preemptive(arrival, reading, ready).tolist() == [30, 39.5, 0, 9, 18]
     assert queues.preemptive(arrival, reading, ready, cap=15.0).tolist() == [20, 29.5, 0, 9, 29]
+
+
+@pytest.mark.parametrize("cap", [9.5, 12.0])
+def test_being_read_is_not_waiting(cap):
+    """Exam 1 has waited 9 min and been read for 5 when a flagged one comes: its cap is not reached."""
+    arrival, reading, ready = np.array([0.0, 1.0, 15.0]), np.array([10.0, 20.0, 4.0]), np.array([INF, INF, 15.0])
+    assert queues.preemptive(arrival, reading, ready, 1, cap).tolist() == [0, 13, 0]
+
+
+@pytest.mark.parametrize("radiologists", [1, 3])
+@pytest.mark.parametrize("discipline", ["nonpreemptive", "preemptive"])
+def test_a_cap_without_any_flag_changes_nothing(discipline, radiologists):
+    people, _ = patients(n=4000, radiologists=radiologists)
+    nobody = np.full(len(people.arrival), INF)
+    waits = getattr(queues, discipline)(people.arrival, people.reading, nobody, radiologists, 20.0)
+    assert np.abs(waits - queues.fifo(people.arrival, people.reading, radiologists)).max() < 1e-9
+
+
+def by_definition(arrival, reading, ready, radiologists):
+    """Preemptive, told in one sentence: at every moment the first c of those in the room are read, flagged ones first,
+    then by arrival. Slow: all are looked at whenever anything happens."""
+    left, gone = reading.copy(), np.full(len(arrival), np.nan)
+    events = np.unique(np.concatenate([arrival, ready[np.isfinite(ready)], [INF]]))
+    now = arrival[0]
+    while np.isnan(gone).any():
+        there = [k for k in range(len(arrival)) if arrival[k] <= now and np.isnan(gone[k])]
+        read = sorted(there, key=lambda k: (ready[k] > now, k))[:radiologists]
+        then = min([events[events > now][0], *(now + left[k] for k in read)])
+        for k in read:
+            left[k] -= then - now
+            if left[k] <= 1e-9:
+                gone[k] = then
+        now = then
+    return gone - arrival - reading
+
+
+@pytest.mark.parametrize("latency", [0.0, 6.0, 15.0])
+@pytest.mark.parametrize("radiologists", [1, 3])
+def test_preemptive_with_latency_is_its_definition(radiologists, latency):
+    people, _ = patients(n=250, radiologists=radiologists, prevalence=0.3, load=0.9)
+    ready = np.where(people.flagged, people.arrival + latency, INF)
+    waits = queues.preemptive(people.arrival, people.reading, ready, radiologists)
+    slow = by_definition(people.arrival, people.reading, ready, radiologists)
+    assert np.abs(waits - slow).max() < 1e-6
+    other = by_definition(people.arrival, people.reading, ready + 3.0, radiologists)
+    assert np.abs(waits - other).max() > 1, "another latency would be noticed"
+
+
+def by_choosing(arrival, reading, ready, radiologists, cap):
+    """Non-preemptive: whoever gets free looks at all who wait."""
+    starts, free = np.full(len(arrival), np.nan), np.zeros(radiologists)
+    while np.isnan(starts).any():
+        who = int(free.argmin())
+        now = max(free[who], arrival[np.isnan(starts)].min())
+        waiting = [k for k in range(len(arrival)) if arrival[k] <= now and np.isnan(starts[k])]
+        flagged = [k for k in waiting if ready[k] <= now]
+        k = flagged[0] if flagged and now - arrival[waiting[0]] < cap else waiting[0]
+        starts[k], free[who] = now, now + reading[k]
+    return starts - arrival
+
+
+@pytest.mark.parametrize(("latency", "cap"), [(0.0, INF), (6.0, INF), (0.0, 25.0), (6.0, 25.0)])
+@pytest.mark.parametrize("radiologists", [1, 3])
+def test_nonpreemptive_with_latency_and_cap_is_its_definition(radiologists, latency, cap):
+    people, _ = patients(n=400, radiologists=radiologists, prevalence=0.3, load=0.9)
+    ready = np.where(people.flagged, people.arrival + latency, INF)
+    waits = queues.nonpreemptive(people.arrival, people.reading, ready, radiologists, cap)
+    slow = by_choosing(people.arrival, people.reading, ready, radiologists, cap)
+    assert np.abs(waits - slow).max() < 1e-9
+    assert np.abs(slow - by_choosing(people.arrival, people.reading, ready, radiologists, 12.0)).max() > 1
+
+
+@pytest.mark.parametrize("discipline", ["nonpreemptive", "preemptive"])
+def test_flags_that_overtake_each_other_are_refused(discipline):
+    arrival, reading = np.arange(4.0), np.array([10.0, 5, 5, 5])
+    with pytest.raises(WorklistError, match="the same latency"):
+        getattr(queues, discipline)(arrival, reading, np.array([INF, INF, 20.0, 4.0]))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -138,20 +216,27 @@ def test_the_room_is_never_idle_while_somebody_waits(radiologists, discipline, l
         empty = leaves[:-1] < people.arrival[1:]
         assert np.array_equal(empty, first[:-1] < people.arrival[1:]) and empty.any()
         assert np.allclose(leaves[:-1][empty], first[:-1][empty], atol=1e-8)
-    in_room = np.searchsorted(people.arrival, leaves, side="right") - np.arange(1, len(leaves) + 1)
-    assert in_room.min() >= 0
+    if discipline != "preemptive":  # read in one piece: see who is being read between any two events
+        starts, ends = people.arrival + waits, people.arrival + waits + people.reading
+        events = np.unique(np.concatenate([people.arrival, starts, ends]))
+        between = ((events[:-1] + events[1:]) / 2)[np.diff(events) > 1e-6]
+        there, begun, gone = (np.searchsorted(np.sort(t), between) for t in (people.arrival, starts, ends))
+        assert np.array_equal(begun - gone, np.minimum(radiologists, there - gone)) and (there > begun).any()
 
 
 @pytest.mark.parametrize("discipline", ["fifo", "nonpreemptive", "preemptive"])
 def test_littles_law(discipline):
-    """Area under the number of exams in the room = sum of their times in it, counted another way."""
-    people, scenario = patients(n=5000, discipline=discipline, radiologists=2)
-    stay = waits_of(people, scenario) + people.reading
-    times = np.concatenate([people.arrival, people.arrival + stay])
-    change = np.concatenate([np.ones(len(stay)), -np.ones(len(stay))])
-    order = np.argsort(times, kind="stable")
-    there = np.cumsum(change[order])[:-1]
-    assert (there * np.diff(times[order])).sum() == pytest.approx(stay.sum(), rel=1e-9)
+    """How many are in the room, looked at at random moments, is the rate of arrivals times the stay of the formula."""
+    people, scenario = patients(n=200_000, discipline=discipline, radiologists=2, load=0.7)
+    leaves = np.sort(people.arrival + waits_of(people, scenario) + people.reading)
+    looks = np.random.default_rng(0).uniform(people.arrival[2000], people.arrival[-1], 200_000)
+    there = np.searchsorted(people.arrival, looks) - np.searchsorted(leaves, looks)
+    exact = theory.table(scenario)
+    share = scenario.flagged_share
+    wait = share * exact["flagged_min"] + (1 - share) * exact["unflagged_min"]
+    assert there.mean() == pytest.approx(scenario.arrivals_per_min * (wait + scenario.reading_min), rel=0.03)
+    # One who never leaves the room of the first 100 minutes would be noticed.
+    assert not np.isclose(there.mean(), scenario.arrivals_per_min * wait, rtol=0.2)
 
 
 def test_flags_are_drawn_so_that_a_better_ai_flags_all_that_a_worse_one_finds():

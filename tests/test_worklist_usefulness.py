@@ -34,12 +34,17 @@ def test_drawn_points_spread_as_few_exams_do():
     wanted = [np.sqrt(se * (1 - se) / 40), np.sqrt(sp * (1 - sp) / 160)]
     assert drawn.std(axis=0) == pytest.approx(wanted, rel=0.05)
     worklist.Scenario(operating_points=tuple(map(tuple, drawn)))  # it takes them
+    all_right = np.array(worklist.drawn_operating_points(y, y * 1.0, 0.5, 4000, np.random.default_rng(0)))
+    # Of 40 none was missed: the rule of three allows 3 / 40, Jeffreys' upper end for one side is 1.9 / 40.
+    assert 0.94 < np.quantile(all_right[:, 0], 0.05) < 0.96, "all right is not certain"
 
 
 def test_predictive_values_that_are_published():
     """Se = Sp = 0.9: .89 at the prevalence of the RSNA-2022 data, .32 and .083 at 5 and 1 %."""
     found = worklist.positive_predictive_value(np.array([0.48, 0.07, 0.05, 0.03, 0.01]), 0.9, 0.9)
     assert found.round(3).tolist() == [0.893, 0.404, 0.321, 0.218, 0.083]
+    assert np.isnan(worklist.positive_predictive_value(0.05, 0.0, 1.0)), "nobody is flagged"
+    assert worklist.positive_predictive_value(0.05, 1.0, 1.0) == 1
 
 
 def test_net_benefit_counts_false_alarms_at_their_price():
@@ -47,6 +52,8 @@ def test_net_benefit_counts_false_alarms_at_their_price():
     assert worklist.net_benefit(0.2, 0.2, 15 / 20, 72 / 80) == pytest.approx((15 - 8 / 4) / 100)
     assert worklist.net_benefit(0.2, 0.2, 1.0, 0.0) == pytest.approx(0.2 - 0.8 / 4), "flag everything"
     assert worklist.net_benefit(0.2, 0.2, 0.0, 1.0) == 0
+    with pytest.raises(WorklistError, match="threshold"):
+        worklist.net_benefit(np.array([0.5, 1.0]), 0.2, 0.9, 0.9)
 
 
 def test_another_prevalence_moves_the_odds_alone():
@@ -54,6 +61,9 @@ def test_another_prevalence_moves_the_odds_alone():
     moved = worklist.at_prevalence(p, learned=0.5, here=0.1)
     assert moved == pytest.approx([0.0, 0.25 / 9 / (1 + 0.25 / 9), 0.1, 1.0])
     assert worklist.at_prevalence(moved, learned=0.1, here=0.5) == pytest.approx(p)
+    for wrong in ({"learned": 0.0, "here": 0.1}, {"learned": 0.5, "here": 1.0}):
+        with pytest.raises(WorklistError, match="below 1"):
+            worklist.at_prevalence(p, **wrong)
     # A calibrated model stays calibrated: two kinds of exams, seen at 50 %, then at 10 %.
     among_broken, among_intact = np.array([0.8, 0.2]), np.array([0.3, 0.7])
     there, here = (pi * among_broken / (pi * among_broken + (1 - pi) * among_intact) for pi in (0.5, 0.1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import sys
 from dataclasses import fields
@@ -21,17 +22,20 @@ _LISTS = ("operating_points", "day_profile")
 
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cspine_utils.worklist", description=__doc__)
+    told = _attributes()
     commands = parser.add_subparsers(dest="command", required=True)
     for name, text in (("theory", "closed forms"), ("simulate", "exams one by one, with 95 % intervals")):
         command = commands.add_parser(name, help=text, argument_default=argparse.SUPPRESS)
-        command.add_argument("--scenario", help="a JSON file of fields, - for standard input; options go before it")
+        command.add_argument("--scenario", help="a JSON file of fields, - for standard input; options override it")
         for field in fields(Scenario):
             if field.name in _LISTS:
-                command.add_argument(f"--{field.name.replace('_', '-')}", type=json.loads, help="a JSON list")
+                command.add_argument(
+                    f"--{field.name.replace('_', '-')}", type=_json_list, help=f"{told[field.name]} (a JSON list)"
+                )
             else:
                 command.add_argument(
                     f"--{field.name.replace('_', '-')}", type=_TYPES.get(field.name, float),
-                    choices=_CHOICES.get(field.name), help=f"default {field.default}",
+                    choices=_CHOICES.get(field.name), help=f"{told[field.name]} (default {field.default})",
                 )  # fmt: skip
         if name == "simulate":
             command.add_argument("--exams", type=int, default=20_000, help="of a replication")
@@ -50,6 +54,32 @@ def main(arguments=None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _json_list(text: str) -> list:
+    try:
+        found = json.loads(text)
+    except ValueError:
+        found = None
+    if not isinstance(found, list):
+        raise argparse.ArgumentTypeError(f"{text!r} is no JSON list; write '[1, 2]', with the quotes of your shell")
+    return found
+
+
+def _attributes() -> dict[str, str]:
+    """What each field of a scenario is, from its docstring."""
+    text = inspect.getdoc(Scenario).split("----------\n")[1].split("\n\n")[0]
+    told: dict[str, str] = {}
+    names: list[str] = []
+    for line in text.splitlines():
+        if line.startswith(" "):
+            for name in names:
+                told[name] += " " + line.strip()
+        else:
+            head, words = line.split(" : ", 1)
+            names = head.split(", ")
+            told |= dict.fromkeys(names, words)
+    return {name: words.replace("%", "%%") for name, words in told.items()}
 
 
 def _scenario(chosen: dict) -> Scenario:

@@ -5,7 +5,8 @@ Every function takes the same patients: `arrival`, in order, and `reading`, both
 Until then it waits in the order of arrival like everyone. The answer is the wait of each exam in minutes: from arrival
 to the end of reading, less the time that it was read. An interruption counts as waiting.
 
-Two exams of one class are read in the order of arrival; ties, which have probability zero, go to the earlier one.
+Two exams of one class are read in the order of arrival, so flags must come in that order, too; ties, which have
+probability zero, go to the earlier one.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from __future__ import annotations
 from heapq import heapify, heappop, heappush, heapreplace
 
 import numpy as np
+
+from cspine_utils.errors import WorklistError
 
 #: Exams that `fifo` sums up before it starts from zero again: sums over a long day lose digits.
 _BLOCK = 1 << 15
@@ -57,8 +60,10 @@ def nonpreemptive(
     Parameters
     ----------
     cap : minutes; an exam that has waited so long goes before the flagged ones
+
+    Raises WorklistError for flags that overtake each other.
     """
-    flagged = np.flatnonzero(np.isfinite(ready))
+    flagged = _in_order(ready)
     ahead = [*ready[flagged].tolist(), np.inf]  # when the next flagged exam is ready
     number = [*flagged.tolist(), len(arrival)]
     comes, takes = [*arrival.tolist(), np.inf], reading.tolist()
@@ -87,12 +92,29 @@ def preemptive(
 
     Parameters
     ----------
-    cap : minutes; an exam that has waited so long counts as flagged. Time in which it was read is not waiting
+    cap : minutes; an exam that has waited so long goes before the flagged ones that wait, and is not interrupted any
+        more; it interrupts nobody itself. Time in which it was read is not waiting
+
+    Raises WorklistError for flags that overtake each other.
     """
+    _in_order(ready)
     at_once = np.isinf(ready) | (ready == arrival)
     if radiologists == 1 and at_once.all() and np.isinf(cap):
         return _interrupted_by(arrival, reading, np.isfinite(ready))
     return _Room(arrival, reading, ready, radiologists, cap).waits()
+
+
+def _in_order(ready: np.ndarray) -> np.ndarray:
+    """Numbers of the flagged exams."""
+    flagged = np.flatnonzero(np.isfinite(ready))
+    if (np.diff(ready[flagged]) < 0).any():
+        raise WorklistError(
+            "ready",
+            found="an exam that is flagged before an earlier one",
+            expected="flags in the order of arrival",
+            remedy="give all exams the same latency.",
+        )
+    return flagged
 
 
 def _interrupted_by(arrival: np.ndarray, reading: np.ndarray, flagged: np.ndarray) -> np.ndarray:
@@ -193,20 +215,23 @@ class _Room:
 
     def _alarm(self, k: int, now: float) -> None:
         """An exam is flagged, or has waited too long: it is ahead from now on."""
-        if self.ahead[k] or self.left[k] == 0.0:
+        if self.left[k] == 0.0:
             return
-        waited = now - self.arrival[k] - (self.total[k] - self.left[k])
-        if self.ready[k] > now and waited < self.cap - 1e-9:  # it was read for a while: its cap comes later
-            if k not in self.reading:
+        flagged, read = self.ready[k] <= now, k in self.reading
+        if not flagged:
+            if read or self.ahead[k]:  # being read is not waiting; whoever is interrupted gets a new alarm
+                return
+            waited = now - self.arrival[k] - (self.total[k] - self.left[k])
+            if waited < self.cap - 1e-9:  # it was read for a while: its cap comes later
                 heappush(self.alarms, (now + self.cap - waited, k))
-            return
+                return
+        if not read and not self.ahead[k]:
+            heappush(self.urgent, k)
         self.ahead[k] = 1
-        if k in self.reading:
-            return
-        heappush(self.urgent, k)
-        if not self.free:
-            self._interrupt(now)
-        self._next(now)
+        if flagged and not read:
+            if not self.free:
+                self._interrupt(now)
+            self._next(now)
 
     def _interrupt(self, now: float) -> None:
         """The latest exam being read that is not ahead goes back to its place in the queue."""

@@ -12,6 +12,8 @@ from cspine_utils.errors import WorklistError
 
 DISCIPLINES = ("fifo", "nonpreemptive", "preemptive")
 READING_LAWS = ("exponential", "lognormal", "fixed")
+#: Larger numbers mean nothing here, and their squares overflow.
+_MOST = 1e9
 
 
 @dataclass(frozen=True)
@@ -21,18 +23,19 @@ class Scenario:
     Attributes
     ----------
     radiologists : c, all alike, all on one list
-    load : share of their time that they read, lambda E[S] / c; lambda is the rate of arrivals (Poisson)
+    load : share of their time that they read, lambda E[S] / c; lambda is the rate of arrivals (Poisson). Near 1 the
+        room takes long to settle, see `simulate`
     reading_min : mean reading time of an exam without fracture
     fractured_factor : exams with fracture take so many times as long
     reading_law, reading_cv : "exponential", "lognormal" with this coefficient of variation, or "fixed"
     share : of cervical spine CTs on the list; the AI sees no others
     prevalence : of fractures among cervical spine CTs
     sensitivity, specificity : of the AI
-    operating_points : pairs (sensitivity, specificity), one of which is drawn for each replication instead: bootstrap
-        draws, say, of a model that was judged on few exams
+    operating_points : pairs (sensitivity, specificity), one of which is drawn for each replication instead: draws, say,
+        of what few exams leave open about a model. A simulation then tells the mean over them
     latency_min : from arrival until the AI has answered; the exam can be read meanwhile
     discipline : what a flag does. "fifo": nothing; "nonpreemptive": the exam is read next; "preemptive": at once
-    cap_min : an exam that has waited so long goes before the flagged ones (preemptive: counts as flagged)
+    cap_min : an exam that has waited so long goes before the flagged ones, and is interrupted no more
     day_profile : 24 numbers, arrivals in each hour of the day relative to their mean
     horizon_min : arrivals stop after so many minutes; a load of 1 and more is possible then
 
@@ -57,9 +60,13 @@ class Scenario:
     horizon_min: float | None = None
 
     def __post_init__(self):
-        points = tuple(tuple(pair) for pair in _sequence("operating_points", self.operating_points))
+        points = _sequence("operating_points", self.operating_points)
+        points = tuple(tuple(_plain(v) for v in _sequence("operating_points", pair)) for pair in points)
+        hours = tuple(_plain(v) for v in _sequence("day_profile", self.day_profile))
         object.__setattr__(self, "operating_points", points)
-        object.__setattr__(self, "day_profile", tuple(_sequence("day_profile", self.day_profile)))
+        object.__setattr__(self, "day_profile", hours)
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
         if not isinstance(self.radiologists, Integral) or isinstance(self.radiologists, bool) or self.radiologists < 1:
             _refuse("radiologists", self.radiologists, "a whole number from 1 up")
         for name in ("share", "prevalence", "sensitivity", "specificity"):
@@ -70,7 +77,7 @@ class Scenario:
             for value in pair:
                 _check("operating_points", value, 0.0, 1.0, "probabilities from 0 to 1")
         for name in ("load", "reading_min", "fractured_factor", "reading_cv"):
-            _check(name, getattr(self, name), 0.0, math.inf, "a number above 0", above=True)
+            _check(name, getattr(self, name), 0.0, _MOST, f"a number above 0, up to {_MOST:g}", above=True)
         _check("latency_min", self.latency_min, 0.0, math.inf, "minutes from 0 up; infinity never answers", ends=True)
         for name in ("cap_min", "horizon_min"):
             if getattr(self, name) is not None:
@@ -82,7 +89,8 @@ class Scenario:
         if self.load >= 1 and self.horizon_min is None:
             _refuse(
                 "load", self.load, "below 1: with more work than time the list grows without end",
-                "lower the load, add radiologists, or set horizon_min to look at a limited time.",
+                "lower the load (more radiologists share the same exams at a lower load), or set horizon_min to look "
+                "at a limited time.",
             )  # fmt: skip
 
     def _check_profile(self) -> None:
@@ -109,7 +117,7 @@ class Scenario:
 
     def to_json(self) -> str:
         content = {name: (str(value) if value == math.inf else value) for name, value in asdict(self).items()}
-        return json.dumps(content, indent=2)
+        return json.dumps(content, indent=2, allow_nan=False)
 
     @classmethod
     def from_json(cls, text: str) -> Scenario:
@@ -135,8 +143,15 @@ class Scenario:
 
 
 def or_null(value: float) -> float | None:
-    """JSON has no NaN: what there is not is null."""
-    return None if math.isnan(value) else float(value)
+    """JSON has no NaN and no infinity: what there is not is null; counts stay whole."""
+    if not math.isfinite(value):
+        return None
+    return value if isinstance(value, int) else float(value)
+
+
+def _plain(value):
+    """numpy's numbers as Python's own, which JSON knows."""
+    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
 
 
 def _sequence(name: str, value) -> list:

@@ -76,6 +76,14 @@ def _arrivals(scenario: Scenario, n: int, generator: np.random.Generator) -> np.
         days, rest = np.divmod(arrival, _MINUTES_A_DAY)
         arrival = days * _MINUTES_A_DAY + np.interp(rest, done, np.arange(25) * 60.0)
     if scenario.horizon_min is not None:
+        if arrival[-1] < scenario.horizon_min:
+            wanted = scenario.arrivals_per_min * scenario.horizon_min
+            raise WorklistError(
+                "n_exams",
+                found=f"{n} exams, the last one after {arrival[-1]:.0f} of {scenario.horizon_min:g} min",
+                expected=f"more than come until then, about {wanted:,.0f}",
+                remedy=f"take {math.ceil(wanted + 6 * math.sqrt(wanted) + 10):,}.",
+            )
         arrival = arrival[arrival < scenario.horizon_min]
     return arrival
 
@@ -123,6 +131,8 @@ class Result:
         much longer a missed one does; NaN for what no replication has
     classes : by class, then "fifo" or "triage": n, mean, median, q25, q75, p95, p99, max of all replications' exams
     slower : share of the exams with fracture that wait longer than without AI
+    warm_up : share of each replication that was left out at its start
+    warning : "", or why these numbers are not those of a room that has settled
     """
 
     scenario: Scenario
@@ -132,6 +142,8 @@ class Result:
     means: Mapping[str, Interval]
     classes: Mapping[str, Mapping[str, Mapping[str, float]]]
     slower: float
+    warm_up: float = WARM_UP
+    warning: str = ""
 
     def to_json(self) -> str:
         content = {
@@ -140,10 +152,10 @@ class Result:
             "classes": {k: {arm: {s: or_null(v) for s, v in row.items()} for arm, row in arms.items()}
                         for k, arms in self.classes.items()},
             "slower_share": or_null(self.slower),
-            "n_exams": self.n_exams, "seed": self.seed, "replications": self.replications, "warm_up": WARM_UP,
-            "scenario": json.loads(self.scenario.to_json()),
+            "n_exams": self.n_exams, "seed": self.seed, "replications": self.replications,
+            "warm_up": self.warm_up, "warning": self.warning or None, "scenario": json.loads(self.scenario.to_json()),
         }  # fmt: skip
-        return json.dumps(content, indent=2)
+        return json.dumps(content, indent=2, allow_nan=False)
 
 
 def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int = 20, workers: int = 0) -> Result:
@@ -152,13 +164,18 @@ def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int =
     Parameters
     ----------
     n_exams : of each replication; the first fifth warms up (see `WARM_UP`). With a horizon nothing does: there the room
-        is meant to be empty at the start, and so many exams are an upper limit
+        is meant to be empty at the start, and so many exams must be enough to reach it
     seed : of all replications; each has a stream of its own, so numbers do not depend on `workers`
     workers : processes, 0 for none but this one
 
+    Intervals are of the means over replications. With drawn operating points that is the mean over the draws: how far
+    single ones lie apart, `theory.table` of each tells. A room that begins empty needs about rho / (1 - sqrt(rho))^2
+    exams to forget it (the relaxation time of M/M/c: Morse 1955); where the warm-up is shorter, waits are too low, and
+    `Result.warning` says so.
+
     Raises
     ------
-    WorklistError : a replication that failed
+    WorklistError : a replication that failed; too few exams to reach the horizon
     ParameterError : counts that cannot be
     """
     check_whole_number("n_exams", n_exams, 2)
@@ -183,7 +200,20 @@ def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int =
             for k, name in enumerate(CLASSES)
         },
         slower=float((after[broken] > before[broken] + _ROUNDING).mean()) if broken.any() else math.nan,
+        warm_up=WARM_UP if scenario.horizon_min is None else 0.0, warning=_unsettled(scenario, n_exams),
     )  # fmt: skip
+
+
+def _unsettled(scenario: Scenario, n_exams: int) -> str:
+    if scenario.horizon_min is not None:
+        return ""
+    needed = scenario.load / (1 - math.sqrt(scenario.load)) ** 2
+    if WARM_UP * n_exams >= needed:
+        return ""
+    return (
+        f"at load {scenario.load:g} the room needs about {needed:,.0f} exams to forget that it was empty at the start, "
+        f"and the warm-up has {WARM_UP * n_exams:,.0f}: waits are too low; take {math.ceil(needed / WARM_UP):,} exams"
+    )
 
 
 def _replicate(scenario: Scenario, n_exams: int, seed: int, number: int):

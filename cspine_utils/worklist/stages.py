@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-import torch
 
-from cspine_utils import dicom, nifti, stacks
-from cspine_utils.rsna import RsnaDataset
+if TYPE_CHECKING:
+    import torch
+
+    from cspine_utils.rsna import RsnaDataset
 
 STAGES = ("read", "label map", "screen", "stack", "classify")
 
@@ -30,6 +32,11 @@ def stage_seconds(
     DataFrame, one row a study and stage: study, stage, seconds. "label map" reads the map of the data set; where there
     is none, a segmenter must draw it, which takes longer
     """
+    # Formulas and simulations need none of these, and they take seconds to import.
+    import torch
+
+    from cspine_utils import dicom, nifti, stacks
+
     rows = []
     for study in studies:
         times = [time.perf_counter()]

@@ -123,7 +123,8 @@ def triage_saving(scenario: Scenario) -> float:
     """By how much a fracture waits less: W_FIFO rho (Se - P+) / (1 - rho P+). Ours; non-preemptive, one reading law.
 
     With nothing but cervical spine CTs on the list: W_FIFO rho (1 - prevalence) J / (1 - rho P+), J = Se + Sp - 1. So
-    an AI that does not know more than chance saves nothing, and an idle room has nothing to save.
+    an AI that does not know more than chance saves nothing, and an idle room has nothing to save. The AI answers at
+    once here: `latency_factor` tells what is left of it otherwise.
     """
     _one_law(scenario, "nonpreemptive")
     flagged = scenario.flagged_share
@@ -164,7 +165,7 @@ def waits(scenario: Scenario) -> Waits:
 
 
 def table(scenario: Scenario) -> dict[str, float]:
-    """Mean waits in minutes under the names that the command line prints."""
+    """Mean waits in minutes under the names that the command line prints; NaN for exams that there are not."""
     found = waits(scenario)
     if math.isinf(scenario.latency_min):  # an AI that never answers, whatever its discipline
         found = Waits(*[found.fifo] * 3)
@@ -183,6 +184,10 @@ def table(scenario: Scenario) -> dict[str, float]:
         }
     diseased = _mixed(se, found.flagged, found.unflagged + more["fractured"])
     intact = _mixed(1 - sp, found.flagged, found.unflagged + more["intact"])
+    if not scenario.share * scenario.prevalence:
+        diseased = math.nan
+    if not scenario.share * (1 - scenario.prevalence):
+        intact = math.nan
     return {
         "fifo_min": found.fifo, "flagged_min": found.flagged, "unflagged_min": found.unflagged,
         "diseased_min": diseased, "non_diseased_min": intact, "saving_min": found.fifo - diseased,
@@ -216,7 +221,10 @@ def _classes(scenario: Scenario) -> tuple[Class, Class]:
 def _load(rho: float) -> float:
     if not 0 <= rho < 1:
         raise WorklistError(
-            "load", found=f"{rho:.4g}", expected="0 to less than 1", remedy="there is no mean wait: the list grows."
+            "load",
+            found=f"{rho:.4g}",
+            expected="0 to less than 1; from 1 on the list grows without end, and there is no mean wait",
+            remedy="lower the load.",
         )
     return rho
 
