@@ -43,7 +43,7 @@ lint: $(READY) ## ruff: errors, imports, formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 unit: $(READY) ## unit tests
-	$(BIN)/python -m pytest tests $(PARALLEL)
+	$(BIN)/python -m pytest tests $(PARALLEL) --durations=25
 
 notebooks-test: $(READY) ## run every notebook again and compare it with its stored outputs
 	@$(BIN)/python -m cspine_utils.course --cohort-only

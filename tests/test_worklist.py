@@ -244,8 +244,10 @@ def test_operating_points_are_drawn_for_each_replication():
 
 def test_a_horizon_that_is_not_reached_is_told_and_nothing_warms_up():
     scenario = Scenario(load=1.5, horizon_min=60_000.0)
-    with pytest.raises(WorklistError, match=r"n_exams: found 2000 exams.*take 9,\d{3}"):
-        draw_patients(scenario, 2000, np.random.default_rng(0))
+    for run in (lambda: draw_patients(scenario, 2000, np.random.default_rng(0)),
+                lambda: simulate(scenario, n_exams=2000, seed=0)):  # fmt: skip
+        with pytest.raises(WorklistError, match=r"^n_exams: found 2,000.*about 9,000.*take 9,5\d{2}"):
+            run()
     short = simulate(Scenario(load=1.5, horizon_min=600.0), n_exams=400, seed=0, replications=2)
     assert json.loads(short.to_json())["warm_up"] == 0
     seen = [len(draw_patients(short.scenario, 400, np.random.default_rng(s)).arrival) for s in (1, 2)]

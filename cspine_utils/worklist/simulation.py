@@ -51,7 +51,10 @@ def draw_patients(scenario: Scenario, n_exams: int, generator: np.random.Generat
     Who comes, how long it is read and what it has do not depend on the AI: one number is drawn for each, and the AI's
     answer compares a third one with its sensitivity or specificity. So scenarios that differ in the AI alone meet the
     same patients, and a better AI flags all that a worse one finds.
+
+    Raises WorklistError for fewer exams than may come until the scenario's horizon.
     """
+    _check_horizon(scenario, n_exams)
     arrival = _arrivals(scenario, n_exams, generator)
     n = len(arrival)
     reading = _unit_readings(scenario, n, generator) * scenario.reading_min
@@ -67,6 +70,21 @@ def draw_patients(scenario: Scenario, n_exams: int, generator: np.random.Generat
     return Patients(arrival, reading, kind.astype(np.int8))
 
 
+def _check_horizon(scenario: Scenario, n_exams: int) -> None:
+    """Refuse what would end before the horizon and look like a quiet evening."""
+    if scenario.horizon_min is None:
+        return
+    wanted = scenario.arrivals_per_min * scenario.horizon_min
+    enough = math.ceil(wanted + 6 * math.sqrt(wanted) + 10)  # six standard deviations more than the mean
+    if n_exams < enough:
+        raise WorklistError(
+            "n_exams",
+            found=f"{n_exams:,}",
+            expected=f"more than come in {scenario.horizon_min:g} min, which are about {wanted:,.0f}",
+            remedy=f"take {enough:,}.",
+        )
+
+
 def _arrivals(scenario: Scenario, n: int, generator: np.random.Generator) -> np.ndarray:
     """Poisson arrivals; with a day profile, a clock that runs fast in busy hours and slowly in quiet ones."""
     arrival = np.cumsum(generator.exponential(1 / scenario.arrivals_per_min, n))
@@ -76,14 +94,6 @@ def _arrivals(scenario: Scenario, n: int, generator: np.random.Generator) -> np.
         days, rest = np.divmod(arrival, _MINUTES_A_DAY)
         arrival = days * _MINUTES_A_DAY + np.interp(rest, done, np.arange(25) * 60.0)
     if scenario.horizon_min is not None:
-        if arrival[-1] < scenario.horizon_min:
-            wanted = scenario.arrivals_per_min * scenario.horizon_min
-            raise WorklistError(
-                "n_exams",
-                found=f"{n} exams, the last one after {arrival[-1]:.0f} of {scenario.horizon_min:g} min",
-                expected=f"more than come until then, about {wanted:,.0f}",
-                remedy=f"take {math.ceil(wanted + 6 * math.sqrt(wanted) + 10):,}.",
-            )
         arrival = arrival[arrival < scenario.horizon_min]
     return arrival
 
@@ -181,6 +191,7 @@ def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int =
     check_whole_number("n_exams", n_exams, 2)
     check_whole_number("replications", replications, 1)
     check_whole_number("seed", seed, 0)
+    _check_horizon(scenario, n_exams)
     work = partial(_replicate, scenario, n_exams, seed)
     found = {}
     for number, result in parallel.each(work, range(replications), workers=workers):
