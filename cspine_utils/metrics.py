@@ -150,8 +150,9 @@ def lands_at_constant(per_study_model, per_study_constant, *, standard_errors: f
     """Is the model's mean loss within the standard error of the constant's mean loss?
 
     The control of shuffled labels: when labels say nothing about images, a model must end here. If it ends clearly
-    below, the split leaks or the evaluation looks at training studies; if it ends far above, it was trained so long
-    that what it memorised of its own studies spoils its guesses for others.
+    below, labels of the judged studies came in by another door (the choice of the epoch, a mistake in the evaluation);
+    if it ends far above, it was trained so long that what it memorised of its own studies spoils its guesses for
+    others. One standard error of few studies is much: look at the interval of the paired difference, too.
 
     Parameters
     ----------

@@ -124,7 +124,6 @@ CONTROLS = {
     "as it is": Control(as_it_is),
     "mask 1 voxel beside": Control(mask_moved, (1,)),
     "mask 3 voxels beside": Control(mask_moved, (3,)),
-    "mask 6 voxels beside": Control(mask_moved, (6,)),
     "mask torn": Control(mask_torn),
     "mask of another neck": Control(mask_of_another),
     "no mask": Control(no_mask),
