@@ -65,11 +65,17 @@ def test_what_cannot_be_used_is_refused_by_name(run, harm):
         weights.load(path)
 
 
-def test_the_weights_that_come_with_the_course_see_fractures(tmp_path):
-    """Fourteen necks of another cohort: the break is scored above its own twin, and above other patients' bones."""
+@pytest.fixture(scope="module")
+def held_out(tmp_path_factory):
+    """Vertebrae of fourteen necks of another cohort."""
+    folder = tmp_path_factory.mktemp("crops")
+    crops.render_crops(folder, 14, difficulty="easy", seed=77, progress=False)
+    return crops.TwinCrops(folder, range(14))
+
+
+def test_the_weights_that_come_with_the_course_see_fractures(held_out):
+    """The break is scored above its own twin, and above other patients' bones."""
     model, facts = weights.load(SHIPPED)
-    crops.render_crops(tmp_path, 14, difficulty="easy", seed=77, progress=False)
-    held_out = crops.TwinCrops(tmp_path, range(14))
     y, p = training.predict(model, held_out, 14, evidence.objective(frame_patch=5, patch=8))
     found = judge.of_crops(y, p, held_out.patients, np.random.default_rng(0))
     assert facts["above_own_twin"] > 0.95 and found["above_own_twin"] >= 12 / 14
@@ -79,9 +85,7 @@ def test_the_weights_that_come_with_the_course_see_fractures(tmp_path):
     assert judge.of_crops(y, p, held_out.patients, np.random.default_rng(0))["above_own_twin"] == 0.5
 
 
-def test_the_weights_of_the_second_rung_see_with_torn_masks(tmp_path):
-    crops.render_crops(tmp_path, 14, difficulty="easy", seed=77, progress=False)
-    held_out = crops.TwinCrops(tmp_path, range(14))
+def test_the_weights_of_the_second_rung_see_with_torn_masks(held_out):
     torn = Torn(held_out, rungs.ALL_TORN, seed=5, alike=2)
     found = {}
     for name in ("crops-easy", "crops-torn"):
