@@ -151,7 +151,9 @@ def test_outputs_and_gradients_equal(make):
     for p, name in pairs:
         there = places_only(theirs[name].grad, name)
         assert there.abs().max() > 1e-4, name
-        torch.testing.assert_close(p.grad.reshape(there.shape), there, atol=1e-5, rtol=1e-5, msg=name)
+        # A gradient sums thousands of numbers, in an order that depends on the threads: 1e-5 of its largest element.
+        size = max(1.0, float(there.abs().max()))
+        torch.testing.assert_close(p.grad.reshape(there.shape), there, atol=1e-5 * size, rtol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("make", PEERS.values(), ids=PEERS)
