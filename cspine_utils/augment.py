@@ -71,6 +71,8 @@ class Augment:
             raise _refusal("hu_jitter", self.hu_jitter, "(gain, offset in HU)")
         _check("hu_jitter[0]", self.hu_jitter[0], 0.9)
         _check("hu_jitter[1]", self.hu_jitter[1], 1e4)
+        if self.mask is not None and not isinstance(self.mask, MaskJitter):
+            raise _refusal("mask", self.mask, "a MaskJitter, or None")
         if self.window not in WINDOWS:
             raise _refusal("window", self.window, ", ".join(WINDOWS))
 
@@ -97,7 +99,10 @@ class Augment:
             scale=(1 + self.scale) ** scale,
             shift_px=(down * self.shift_px, right * self.shift_px),
         )
-        out = tear_mask(out, self.mask, seed) if self.mask else out
+        # A seed of its own: the jitter's first numbers from this one would be those above, brightness would tell where
+        # the mask went.
+        torn = int(torch.randint(2**62, (1,), generator=generator))
+        out = tear_mask(out, self.mask, torn) if self.mask else out
         out = jitter_hu(out, 1 + gain * self.hu_jitter[0], offset * self.hu_jitter[1], self.window)
         out = add_noise(out, abs(noise) * self.noise_hu, seed, self.window)
         if self.cutout:

@@ -304,6 +304,27 @@ CANARIES = [
         "test_crops.py",
     ),
     Canary(
+        "the brightness of a study tells where its mask went",
+        "cspine_utils/augment.py",
+        "tear_mask(out, self.mask, torn)",
+        "tear_mask(out, self.mask, seed)",
+        "test_mask_jitter.py",
+    ),
+    Canary(
+        "being read counts as waiting",
+        "cspine_utils/worklist/queues.py",
+        "if read or self.ahead[k]:",
+        "if self.ahead[k]:",
+        "test_worklist_queues.py",
+    ),
+    Canary(
+        "who has waited too long interrupts others",
+        "cspine_utils/worklist/queues.py",
+        "if flagged and not read:",
+        "if not read:",
+        "test_worklist_queues.py",
+    ),
+    Canary(
         "torn masks move to one side alone",
         "cspine_utils/mask_jitter.py",
         "(2 * draws[6 + axis] - 1) * self.shift",

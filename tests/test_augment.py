@@ -198,7 +198,7 @@ def test_a_strength_of_zero_does_not_shift_the_others():
 @pytest.mark.parametrize(
     "bad",
     [{"flip": 1.5}, {"rotate_deg": -1}, {"scale": "0.1"}, {"noise_hu": np.nan}, {"hu_jitter": 0.1},
-     {"hu_jitter": (0.1, -5)}, {"cutout": True}, {"window": "lung"}],
+     {"hu_jitter": (0.1, -5)}, {"cutout": True}, {"window": "lung"}, {"mask": True}],
 )  # fmt: skip
 def test_strengths_that_cannot_be(bad):
     with pytest.raises(ParameterError, match=next(iter(bad))):

@@ -115,6 +115,20 @@ def test_of_a_study_the_mask_alone_is_torn_and_what_is_marked_keeps_its_name():
     assert not torch.equal(batch[0, :, 5], batch[1, :, 5]), "each study of a batch for itself"
 
 
+def test_brightness_does_not_tell_where_the_mask_went():
+    """Two things that are drawn for one study must be drawn for themselves."""
+    study = torch.zeros(SHAPE[0], 6, *SHAPE[1:])  # grey within the window, so that HU show
+    study[:, 5] = scale_labels(brick().float())
+    still = {name: 0 for name in ("flip", "rotate_deg", "scale", "shift_px", "frames_shift", "noise_hu")}
+    augment = Augment(**still, hu_jitter=(0.2, 100.0), mask=MaskJitter(**STILL | {"shift": 4.0}))
+    generator, seen = torch.Generator().manual_seed(0), []
+    for _ in range(80):
+        (changed,) = augment(study[None], generator)
+        seen.append([changed[0, 0, 0, 0], *middle(labels_of(changed[:, 5]))])
+    assert np.ptp(seen, axis=0).min() > 0.1, "brightness and mask change"
+    assert np.abs(np.corrcoef(np.array(seen).T)[0, 1:]).max() < 0.35
+
+
 class Rows:
     """Samples that are all alike but for their slices."""
 

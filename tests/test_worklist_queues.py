@@ -65,8 +65,8 @@ def test_a_cap_lets_those_first_who_have_waited_too_long():
     assert queues.nonpreemptive(arrival, reading, ready).tolist()[1] == 39.5
     assert queues.nonpreemptive(arrival, reading, ready, cap=15.0).tolist()[1] == 19.5
     assert queues.nonpreemptive(arrival, reading, ready, cap=9.0).tolist()[1] == 9.5
-    # Preemptive: exam 0 is interrupted after a minute. It, and exam 1, count as flagged once they have waited 15 min;
-    # exam 3 is being read then and goes on, exam 4 comes after them.
+    # Preemptive: exam 0 is interrupted after a minute. It, and exam 1, go before those who wait once they have waited
+    # 15 min; exam 3 is being read then and goes on, exam 4 comes after them.
     assert queues.preemptive(arrival, reading, ready).tolist() == [30, 39.5, 0, 9, 18]
     assert queues.preemptive(arrival, reading, ready, cap=15.0).tolist() == [20, 29.5, 0, 9, 29]
 
@@ -235,7 +235,7 @@ def test_littles_law(discipline):
     share = scenario.flagged_share
     wait = share * exact["flagged_min"] + (1 - share) * exact["unflagged_min"]
     assert there.mean() == pytest.approx(scenario.arrivals_per_min * (wait + scenario.reading_min), rel=0.03)
-    # One who never leaves the room of the first 100 minutes would be noticed.
+    # A law that forgets those who are being read would be noticed.
     assert not np.isclose(there.mean(), scenario.arrivals_per_min * wait, rtol=0.2)
 
 

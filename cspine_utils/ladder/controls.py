@@ -1,8 +1,8 @@
 """Controls of a model of whole necks: what must take its answers away, and what it should bear.
 
-The held-out necks are shown once as they are and once for each control. With the labels of other necks, without a mask
-or with every break filled up there is nothing to tell; a mask that is a little wrong, as a predicted one is, should
-cost little.
+The held-out necks are shown once as they are and once for each control. With the labels of other necks or with every
+break filled up there is nothing to tell; without a mask the break is there, but the head does not know whose it is; a
+mask that is a little wrong, as a predicted one is, should cost little.
 """
 
 from __future__ import annotations

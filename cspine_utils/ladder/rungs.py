@@ -124,7 +124,10 @@ def new_model(profile: Profile, seed: int) -> ViT3D:
 
 
 def validation_auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
-    """A column of the history, see `training.fit(measure=...)`."""
+    """A column of the history, see `training.fit(measure=...)`.
+
+    Of crops it counts the comparison with the own twin, too, which `judge.of_crops` leaves out.
+    """
     return {"validation_auroc": ranking.within_level_auroc(y, logits)}
 
 
