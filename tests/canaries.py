@@ -313,15 +313,15 @@ CANARIES = [
     Canary(
         "being read counts as waiting",
         "cspine_utils/worklist/queues.py",
-        "if read or self.ahead[k]:",
-        "if self.ahead[k]:",
+        "waited = now - self.arrival[k] - (self.total[k] - self.left[k])",
+        "waited = now - self.arrival[k]",
         "test_worklist_queues.py",
     ),
     Canary(
         "who has waited too long interrupts others",
         "cspine_utils/worklist/queues.py",
-        "if flagged and not read:",
-        "if not read:",
+        "        self.ahead[k] = 1\n        heappush(self.urgent, k)\n",
+        "        self.ahead[k] = 1\n        self._squeeze_in(k, now)\n",
         "test_worklist_queues.py",
     ),
     Canary(
@@ -378,6 +378,27 @@ CANARIES = [
         "cspine_utils/worklist/theory.py",
         '"lognormal": scenario.reading_cv**2, "fixed": 0.0',
         '"lognormal": 1.0, "fixed": 1.0',
+        "test_worklist.py",
+    ),
+    Canary(
+        "who has waited too long takes the place that a flagged exam made",
+        "cspine_utils/worklist/queues.py",
+        "        self.free += 1\n        self._take(k, now)\n",
+        "        self.free += 1\n        heappush(self.urgent, k)\n        self._next(now)\n",
+        "test_worklist_queues.py",
+    ),
+    Canary(
+        "missed fractures gain",
+        "cspine_utils/worklist/simulation.py",
+        '"missed_delay_min": mean(after, "FN") - mean(before, "FN")',
+        '"missed_delay_min": mean(before, "FN") - mean(after, "FN")',
+        "test_worklist.py",
+    ),
+    Canary(
+        "a horizon on a day like any other",
+        "cspine_utils/worklist/simulation.py",
+        "scenario.arrivals_per_min * _even_minutes(scenario)",
+        "scenario.arrivals_per_min * scenario.horizon_min",
         "test_worklist.py",
     ),
     Canary(

@@ -3,6 +3,7 @@
 import re
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import nbformat
 import pytest
@@ -148,44 +149,57 @@ def stale_result(notebook):
     notebook.cells[3].outputs[0].data["text/plain"] = "7"
 
 
+def stale_result_that_asks(notebook):
+    stale_result(notebook)
+    notebook.cells[3].metadata["tags"] = ["nbval-check-output"]
+
+
 def failing_code(notebook):
     notebook.cells[2].source = "print(n + undefined)"
 
 
-def nbval(path, mode="--nbval"):
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-current-env", mode]
-    command += ["--nbval-sanitize-with", str(SANITIZE), "--rootdir", str(path.parent), str(path)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=path.parent)
-
-
-def test_nbval_passes_a_sound_notebook(tmp_path):
-    run = nbval(saved(tmp_path, sound_notebook()))
-    assert run.returncode == 0 and "3 passed" in run.stdout, run.stdout
-
-
-@pytest.mark.parametrize("break_it", [stale_stream, stale_result, failing_code])
-def test_nbval_refuses(tmp_path, break_it):
-    notebook = sound_notebook()
-    break_it(notebook)
-    run = nbval(saved(tmp_path, notebook))
-    assert run.returncode == 1 and "1 failed" in run.stdout, run.stdout
-
-
-def test_lax_mode_compares_the_cells_that_ask_for_it(tmp_path):
-    notebook = sound_notebook()
-    stale_result(notebook)
-    assert nbval(saved(tmp_path, notebook), "--nbval-lax").returncode == 0
-    notebook.cells[3].metadata["tags"] = ["nbval-check-output"]
-    assert nbval(saved(tmp_path, notebook), "--nbval-lax").returncode == 1
-
-
-def test_sanitizing_hides_times_and_nothing_else(tmp_path):
-    notebook = sound_notebook()
+def another_time(notebook):
     notebook.cells[2].source = "print('made in 3.25 s, loss 0.412')"
     notebook.cells[2].outputs[0].text = "made in 17.00 s, loss 0.412\n"
-    assert nbval(saved(tmp_path, notebook)).returncode == 0
+
+
+def another_time_and_loss(notebook):
+    another_time(notebook)
     notebook.cells[2].outputs[0].text = "made in 17.00 s, loss 0.413\n"
-    assert nbval(saved(tmp_path, notebook)).returncode == 1
+
+
+def as_it_is(notebook):
+    pass
+
+
+#: nbval's option -> {what is done to the notebook: cells that must fail}
+NBVAL = {
+    "--nbval": {
+        as_it_is: [], stale_stream: [1], stale_result: [2], failing_code: [1], another_time: [],
+        another_time_and_loss: [1],
+    },
+    "--nbval-lax": {as_it_is: [], stale_result: [], stale_result_that_asks: [2], failing_code: [1]},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("mode", NBVAL)
+def test_nbval_compares_what_it_should_and_hides_times_alone(tmp_path, mode):
+    """All notebooks in one call: starting pytest and its plugins takes longer than they do."""
+    for break_it in NBVAL[mode]:
+        notebook = sound_notebook()
+        break_it(notebook)
+        nbformat.write(notebook, tmp_path / f"{break_it.__name__}.ipynb")
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval-current-env", mode]
+    command += ["--nbval-sanitize-with", SANITIZE, "--rootdir", tmp_path, tmp_path]
+    command += ["--junit-xml", tmp_path / "said.xml"]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, cwd=tmp_path)
+    cells = list(ElementTree.parse(tmp_path / "said.xml").iter("testcase"))
+    assert len(cells) == 3 * len(NBVAL[mode]), run.stdout
+    found = {break_it.__name__: [] for break_it in NBVAL[mode]}
+    for cell in cells:
+        if cell.find("failure") is not None:
+            found[cell.get("classname").removesuffix(".ipynb")].append(int(cell.get("name").removeprefix("Cell ")))
+    assert found == {break_it.__name__: failing for break_it, failing in NBVAL[mode].items()}, run.stdout
 
 
 def test_the_sanitizer_file_has_rules_that_nbval_reads():

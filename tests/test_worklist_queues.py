@@ -87,34 +87,63 @@ def test_a_cap_without_any_flag_changes_nothing(discipline, radiologists):
     assert np.abs(waits - queues.fifo(people.arrival, people.reading, radiologists)).max() < 1e-9
 
 
-def by_definition(arrival, reading, ready, radiologists):
-    """Preemptive, told in one sentence: at every moment the first c of those in the room are read, flagged ones first,
-    then by arrival. Slow: all are looked at whenever anything happens."""
-    left, gone = reading.copy(), np.full(len(arrival), np.nan)
+def by_definition(arrival, reading, ready, radiologists, cap=INF):
+    """Preemptive, rule by rule. Slow: everybody in the room is looked at whenever anything happens.
+
+    Who gets free takes the first that has waited for the cap, else the first that is flagged, else the first. While a
+    flagged exam waits, the latest one being read that is neither flagged nor has waited for the cap makes room for it.
+    """
+    left, waited, gone = reading.copy(), np.zeros(len(arrival)), np.full(len(arrival), np.nan)
+    read, capped = set(), set()
     events = np.unique(np.concatenate([arrival, ready[np.isfinite(ready)], [INF]]))
     now = arrival[0]
     while np.isnan(gone).any():
-        there = [k for k in range(len(arrival)) if arrival[k] <= now and np.isnan(gone[k])]
-        read = sorted(there, key=lambda k: (ready[k] > now, k))[:radiologists]
-        then = min([events[events > now][0], *(now + left[k] for k in read)])
-        for k in read:
+        waiting = [k for k in range(len(arrival)) if arrival[k] <= now and np.isnan(gone[k]) and k not in read]
+        capped |= {k for k in waiting if waited[k] >= cap - 1e-9}
+        waiting.sort(key=lambda k: (0 if k in capped else 1 if ready[k] <= now else 2, k))
+        while waiting and len(read) < radiologists:
+            read.add(waiting.pop(0))
+        flagged = [k for k in waiting if ready[k] <= now]
+        ordinary = sorted(k for k in read if k not in capped and ready[k] > now)
+        while flagged and ordinary:
+            read.remove(ordinary[-1])
+            waiting.append(ordinary.pop())
+            waiting.remove(flagged[0])
+            read.add(flagged.pop(0))
+        caps = [now + cap - waited[k] for k in waiting if k not in capped]
+        then = min([events[events > now][0], *(now + left[k] for k in read), *caps])
+        for k in waiting:
+            waited[k] += then - now
+        for k in list(read):
             left[k] -= then - now
             if left[k] <= 1e-9:
                 gone[k] = then
+                read.remove(k)
         now = then
     return gone - arrival - reading
 
 
+@pytest.mark.parametrize("cap", [INF, 25.0, 8.0])
 @pytest.mark.parametrize("latency", [0.0, 6.0, 15.0])
-@pytest.mark.parametrize("radiologists", [1, 3])
-def test_preemptive_with_latency_is_its_definition(radiologists, latency):
+@pytest.mark.parametrize("radiologists", [1, 2, 3])
+def test_preemptive_with_latency_and_cap_is_its_definition(radiologists, latency, cap):
     people, _ = patients(n=250, radiologists=radiologists, prevalence=0.3, load=0.9)
     ready = np.where(people.flagged, people.arrival + latency, INF)
-    waits = queues.preemptive(people.arrival, people.reading, ready, radiologists)
-    slow = by_definition(people.arrival, people.reading, ready, radiologists)
+    waits = queues.preemptive(people.arrival, people.reading, ready, radiologists, cap)
+    slow = by_definition(people.arrival, people.reading, ready, radiologists, cap)
     assert np.abs(waits - slow).max() < 1e-6
-    other = by_definition(people.arrival, people.reading, ready + 3.0, radiologists)
-    assert np.abs(waits - other).max() > 1, "another latency would be noticed"
+    for other in ((ready + 3.0, radiologists, cap), (ready, radiologists, 2.0 if cap == INF else 60.0)):
+        slow = by_definition(people.arrival, people.reading, *other)
+        assert np.abs(waits - slow).max() > 1, "another latency or cap would be noticed"
+
+
+def test_a_cap_interrupts_nobody():
+    """Exam 2 has waited 18 min when a flagged one comes, which takes the place of exam 1. It goes next when that one is
+    done; exam 1 goes on after it."""
+    arrival, reading = np.array([0.0, 1.0, 2.0, 20.0]), np.array([100.0, 100.0, 10.0, 5.0])
+    ready = np.array([INF, INF, INF, 20.0])
+    assert queues.preemptive(arrival, reading, ready, 2, 15.0).tolist() == [0, 15, 23, 0]
+    assert queues.preemptive(arrival, reading, ready, 2).tolist() == [0, 5, 98, 0]
 
 
 def by_choosing(arrival, reading, ready, radiologists, cap):
@@ -148,17 +177,17 @@ def test_flags_that_overtake_each_other_are_refused(discipline):
         getattr(queues, discipline)(arrival, reading, np.array([INF, INF, 20.0, 4.0]))
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize(("radiologists", "seed"), [(1, 0), (1, 1), (1, 2), (3, 3), (2, 4)])
 @pytest.mark.parametrize("discipline", ["nonpreemptive", "preemptive"])
-def test_a_huge_cap_and_a_huge_latency_change_nothing(discipline, seed):
-    people, scenario = patients(n=3000, seed=seed, discipline=discipline)
+def test_a_huge_cap_and_a_huge_latency_change_nothing(discipline, radiologists, seed):
+    people, scenario = patients(n=3000, seed=seed, discipline=discipline, radiologists=radiologists)
     way = getattr(queues, discipline)
     ready = np.where(people.flagged, people.arrival, INF)
-    plain = way(people.arrival, people.reading, ready)
-    assert np.abs(way(people.arrival, people.reading, ready, 1, 1e12) - plain).max() < 1e-9
-    late = way(people.arrival, people.reading, ready + 1e9)
-    assert np.abs(late - queues.fifo(people.arrival, people.reading)).max() < 1e-9
-    soon = way(people.arrival, people.reading, ready + 1e-12)
+    plain = way(people.arrival, people.reading, ready, radiologists)
+    assert np.abs(way(people.arrival, people.reading, ready, radiologists, 1e12) - plain).max() < 1e-9
+    late = way(people.arrival, people.reading, ready + 1e9, radiologists)
+    assert np.abs(late - queues.fifo(people.arrival, people.reading, radiologists)).max() < 1e-9
+    soon = way(people.arrival, people.reading, ready + 1e-12, radiologists)
     assert np.abs(soon - plain).max() < 1e-6
 
 

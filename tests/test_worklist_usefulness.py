@@ -56,6 +56,20 @@ def test_net_benefit_counts_false_alarms_at_their_price():
         worklist.net_benefit(np.array([0.5, 1.0]), 0.2, 0.9, 0.9)
 
 
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda: worklist.positive_predictive_value(1.5, 0.9, 0.9), lambda: worklist.net_benefit(0.1, 5.0, 0.9, 0.9),
+        lambda: worklist.net_benefit(-0.1, 0.05, 0.9, 0.9),
+        lambda: worklist.operating_point([0, 1], [0.2, np.nan], 0.5),
+        lambda: worklist.operating_point([0, 1], [0.2, 1.7], 0.5),
+    ],
+)  # fmt: skip
+def test_what_is_no_probability_is_refused(ask):
+    with pytest.raises(WorklistError, match="0 to 1"):
+        ask()
+
+
 def test_another_prevalence_moves_the_odds_alone():
     p = np.array([0.0, 0.2, 0.5, 1.0])
     moved = worklist.at_prevalence(p, learned=0.5, here=0.1)

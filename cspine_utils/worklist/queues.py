@@ -92,8 +92,9 @@ def preemptive(
 
     Parameters
     ----------
-    cap : minutes; an exam that has waited so long goes before the flagged ones that wait, and is not interrupted any
-        more; it interrupts nobody itself. Time in which it was read is not waiting
+    cap : minutes; an exam that has waited so long goes before the flagged ones that wait when a reader gets free, and
+        is not interrupted any more. It interrupts nobody itself: who is interrupted makes room for the flagged exam
+        that came. Time in which it was read is not waiting
 
     Raises WorklistError for flags that overtake each other.
     """
@@ -146,14 +147,14 @@ class _Room:
         self.arrival, self.left = arrival.tolist(), reading.tolist()
         self.ready, self.cap = ready.tolist(), cap
         self.free = radiologists
-        self.ahead = bytearray(len(arrival))
+        self.ahead = bytearray(len(arrival))  # flagged, or has waited too long: nobody interrupts it
         self.urgent: list[int] = []
         self.waiting: list[int] = []
         self.reading: dict[int, float] = {}  # exam -> when its reading (went on) began
         self.done = np.empty(len(arrival))
         self.total = reading
         self.finish: list[tuple[float, int, float]] = []  # time, exam, since when: stale if that has changed
-        self.alarms = [(t, k) for k, t in enumerate(self.ready) if self.arrival[k] < t < np.inf]
+        self.alarms = [(t, k, False) for k, t in enumerate(self.ready) if self.arrival[k] < t < np.inf]  # True: a cap
         heapify(self.alarms)
 
     def waits(self) -> np.ndarray:
@@ -179,8 +180,8 @@ class _Room:
                 self._arrive(coming, come)
                 coming += 1
             else:
-                _, k = heappop(alarms)
-                self._alarm(k, alarm)
+                _, k, of_the_cap = heappop(alarms)
+                (self._has_waited if of_the_cap else self._flag)(k, alarm)
         return done - np.asarray(self.arrival) - self.total
 
     def _arrive(self, k: int, now: float) -> None:
@@ -189,21 +190,22 @@ class _Room:
         if self.free:  # so nobody waits
             self._take(k, now)
         elif self.ahead[k]:
-            heappush(self.urgent, k)
-            self._interrupt(now)
-            self._next(now)
+            self._squeeze_in(k, now)
         else:
             heappush(self.waiting, k)
             if self.cap < np.inf:
-                heappush(self.alarms, (now + self.cap, k))
+                heappush(self.alarms, (now + self.cap, k, True))
 
     def _next(self, now: float) -> None:
         """Whoever is free takes the first exam that is ahead, else the first of the others."""
-        waiting, ahead = self.waiting, self.ahead
+        waiting, urgent, ahead = self.waiting, self.urgent, self.ahead
         while self.free:
+            # What is ahead has left this queue, and an urgent one may have interrupted its way to a reader.
             while waiting and ahead[waiting[0]]:
-                heappop(waiting)  # it is, or was, among the urgent ones
-            queue = self.urgent or waiting
+                heappop(waiting)
+            while urgent and (urgent[0] in self.reading or self.left[urgent[0]] == 0.0):
+                heappop(urgent)
+            queue = urgent or waiting
             if not queue:
                 return
             self._take(heappop(queue), now)
@@ -213,34 +215,36 @@ class _Room:
         self.reading[k] = now
         heappush(self.finish, (now + self.left[k], k, now))
 
-    def _alarm(self, k: int, now: float) -> None:
-        """An exam is flagged, or has waited too long: it is ahead from now on."""
+    def _flag(self, k: int, now: float) -> None:
+        """The AI has answered."""
         if self.left[k] == 0.0:
             return
-        flagged, read = self.ready[k] <= now, k in self.reading
-        if not flagged:
-            if read or self.ahead[k]:  # being read is not waiting; whoever is interrupted gets a new alarm
-                return
-            waited = now - self.arrival[k] - (self.total[k] - self.left[k])
-            if waited < self.cap - 1e-9:  # it was read for a while: its cap comes later
-                heappush(self.alarms, (now + self.cap - waited, k))
-                return
-        if not read and not self.ahead[k]:
-            heappush(self.urgent, k)
-        self.ahead[k] = 1
-        if flagged and not read:
-            if not self.free:
-                self._interrupt(now)
-            self._next(now)
+        waited_long, self.ahead[k] = self.ahead[k], 1
+        if k not in self.reading:  # so nobody is free
+            self._squeeze_in(k, now, queued=bool(waited_long))
 
-    def _interrupt(self, now: float) -> None:
-        """The latest exam being read that is not ahead goes back to its place in the queue."""
-        latest = max((k for k in self.reading if not self.ahead[k]), default=None)
+    def _has_waited(self, k: int, now: float) -> None:
+        """An exam may have waited too long; being read is not waiting, and who is interrupted gets a new alarm."""
+        if self.left[k] == 0.0 or self.ahead[k] or k in self.reading:
+            return
+        waited = now - self.arrival[k] - (self.total[k] - self.left[k])
+        if waited < self.cap - 1e-9:  # it was read for a while: its cap comes later
+            heappush(self.alarms, (now + self.cap - waited, k, True))
+            return
+        self.ahead[k] = 1
+        heappush(self.urgent, k)
+
+    def _squeeze_in(self, k: int, now: float, *, queued: bool = False) -> None:
+        """A flagged exam takes the place of the latest one being read that is not ahead, or waits with the urgent."""
+        latest = max((other for other in self.reading if not self.ahead[other]), default=None)
         if latest is None:
+            if not queued:
+                heappush(self.urgent, k)
             return
         self.left[latest] -= now - self.reading.pop(latest)
         heappush(self.waiting, latest)
-        self.free += 1
-        if self.cap < np.inf and self.ready[latest] > now:
+        if self.cap < np.inf:
             waited = now - self.arrival[latest] - (self.total[latest] - self.left[latest])
-            heappush(self.alarms, (now + max(0.0, self.cap - waited), latest))
+            heappush(self.alarms, (now + max(0.0, self.cap - waited), latest, True))
+        self.free += 1
+        self._take(k, now)

@@ -14,6 +14,8 @@ DISCIPLINES = ("fifo", "nonpreemptive", "preemptive")
 READING_LAWS = ("exponential", "lognormal", "fixed")
 #: Larger numbers mean nothing here, and their squares overflow.
 _MOST = 1e9
+#: A formula takes a step for each, and nobody has so many.
+MOST_RADIOLOGISTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,12 @@ class Scenario:
         room takes long to settle, see `simulate`
     reading_min : mean reading time of an exam without fracture
     fractured_factor : exams with fracture take so many times as long
-    reading_law, reading_cv : "exponential", "lognormal" with this coefficient of variation, or "fixed"
+    reading_law : "exponential", "lognormal" or "fixed"
+    reading_cv : coefficient of variation of lognormal reading times
     share : of cervical spine CTs on the list; the AI sees no others
     prevalence : of fractures among cervical spine CTs
-    sensitivity, specificity : of the AI
+    sensitivity : share of the exams with fracture that the AI flags
+    specificity : share of the cervical spine CTs without fracture that it does not flag
     operating_points : pairs (sensitivity, specificity), one of which is drawn for each replication instead: draws, say,
         of what few exams leave open about a model. A simulation then tells the mean over them
     latency_min : from arrival until the AI has answered; the exam can be read meanwhile
@@ -67,8 +71,9 @@ class Scenario:
         object.__setattr__(self, "day_profile", hours)
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        if not isinstance(self.radiologists, Integral) or isinstance(self.radiologists, bool) or self.radiologists < 1:
-            _refuse("radiologists", self.radiologists, "a whole number from 1 up")
+        whole = isinstance(self.radiologists, Integral) and not isinstance(self.radiologists, bool)
+        if not whole or not 1 <= self.radiologists <= MOST_RADIOLOGISTS:
+            _refuse("radiologists", self.radiologists, f"a whole number from 1 to {MOST_RADIOLOGISTS:,}")
         for name in ("share", "prevalence", "sensitivity", "specificity"):
             _check(name, getattr(self, name), 0.0, 1.0, "a probability from 0 to 1")
         for pair in points:

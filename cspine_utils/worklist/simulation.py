@@ -22,6 +22,9 @@ CLASSES = ("TP", "FN", "FP", "TN", "other")
 #: The first exams of a replication see an emptier room than later ones; they are read, and left out of every number.
 WARM_UP = 0.2
 _MINUTES_A_DAY = 24 * 60.0
+#: With a day profile, days of warm-up: four times as many are counted then, and where the last one breaks off matters
+#: little.
+_DAYS = 3
 #: Minutes. Two arms sum up the same times in another order.
 _ROUNDING = 1e-6
 
@@ -74,7 +77,7 @@ def _check_horizon(scenario: Scenario, n_exams: int) -> None:
     """Refuse what would end before the horizon and look like a quiet evening."""
     if scenario.horizon_min is None:
         return
-    wanted = scenario.arrivals_per_min * scenario.horizon_min
+    wanted = scenario.arrivals_per_min * _even_minutes(scenario)
     enough = math.ceil(wanted + 6 * math.sqrt(wanted) + 10)  # six standard deviations more than the mean
     if n_exams < enough:
         raise WorklistError(
@@ -85,14 +88,26 @@ def _check_horizon(scenario: Scenario, n_exams: int) -> None:
         )
 
 
+def _even_minutes(scenario: Scenario) -> float:
+    """Minutes of an even day in which as many exams come as until the horizon."""
+    if not scenario.day_profile:
+        return scenario.horizon_min
+    days, rest = divmod(scenario.horizon_min, _MINUTES_A_DAY)
+    return days * _MINUTES_A_DAY + float(np.interp(rest, np.arange(25) * 60.0, _done_by_hour(scenario)))
+
+
+def _done_by_hour(scenario: Scenario) -> np.ndarray:
+    """The same at each full hour of a day, `(25,)`."""
+    hours = np.asarray(scenario.day_profile, dtype=float)
+    return np.concatenate([[0.0], np.cumsum(hours / hours.sum() * _MINUTES_A_DAY)])
+
+
 def _arrivals(scenario: Scenario, n: int, generator: np.random.Generator) -> np.ndarray:
     """Poisson arrivals; with a day profile, a clock that runs fast in busy hours and slowly in quiet ones."""
     arrival = np.cumsum(generator.exponential(1 / scenario.arrivals_per_min, n))
     if scenario.day_profile:
-        hours = np.asarray(scenario.day_profile, dtype=float)
-        done = np.concatenate([[0.0], np.cumsum(hours / hours.sum() * _MINUTES_A_DAY)])
         days, rest = np.divmod(arrival, _MINUTES_A_DAY)
-        arrival = days * _MINUTES_A_DAY + np.interp(rest, done, np.arange(25) * 60.0)
+        arrival = days * _MINUTES_A_DAY + np.interp(rest, _done_by_hour(scenario), np.arange(25) * 60.0)
     if scenario.horizon_min is not None:
         arrival = arrival[arrival < scenario.horizon_min]
     return arrival
@@ -140,7 +155,9 @@ class Result:
         saving_min = how much less an exam with fracture waits than in the same room without AI, missed_delay_min = how
         much longer a missed one does; NaN for what no replication has
     classes : by class, then "fifo" or "triage": n, mean, median, q25, q75, p95, p99, max of all replications' exams
-    slower : share of the exams with fracture that wait longer than without AI
+    savings : by class, and of all "diseased" exams: mean, median, q25, q75 of how much less each exam waits than the
+        same exam without AI, and the shares "faster", "same" and "slower" of those that gain, see no difference, lose.
+        (A median of savings is no difference of medians.)
     warm_up : share of each replication that was left out at its start
     warning : "", or why these numbers are not those of a room that has settled
     """
@@ -151,7 +168,7 @@ class Result:
     replications: int
     means: Mapping[str, Interval]
     classes: Mapping[str, Mapping[str, Mapping[str, float]]]
-    slower: float
+    savings: Mapping[str, Mapping[str, float]]
     warm_up: float = WARM_UP
     warning: str = ""
 
@@ -161,7 +178,7 @@ class Result:
             "intervals": {name: [or_null(i.low), or_null(i.high)] for name, i in self.means.items()},
             "classes": {k: {arm: {s: or_null(v) for s, v in row.items()} for arm, row in arms.items()}
                         for k, arms in self.classes.items()},
-            "slower_share": or_null(self.slower),
+            "savings": {name: {s: or_null(v) for s, v in row.items()} for name, row in self.savings.items()},
             "n_exams": self.n_exams, "seed": self.seed, "replications": self.replications,
             "warm_up": self.warm_up, "warning": self.warning or None, "scenario": json.loads(self.scenario.to_json()),
         }  # fmt: skip
@@ -180,8 +197,8 @@ def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int =
 
     Intervals are of the means over replications. With drawn operating points that is the mean over the draws: how far
     single ones lie apart, `theory.table` of each tells. A room that begins empty needs about rho / (1 - sqrt(rho))^2
-    exams to forget it (the relaxation time of M/M/c: Morse 1955); where the warm-up is shorter, waits are too low, and
-    `Result.warning` says so.
+    exams to forget it (the relaxation time of M/M/c: Morse 1955), and with a day profile some days; where the warm-up
+    is shorter, waits are too low, and `Result.warning` says so.
 
     Raises
     ------
@@ -202,15 +219,14 @@ def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int =
         found[number] = result
     kinds, before, after = (np.concatenate([found[i][part] for i in range(replications)]) for part in range(3))
     rows = [_means(*found[i]) for i in range(replications)]
-    broken = kinds < 2
+    of = {name: kinds == k for k, name in enumerate(CLASSES)} | {"diseased": kinds < 2}
     return Result(
         scenario, n_exams, seed, replications,
         means={name: interval([row[name] for row in rows]) for name in rows[0]},
         classes={
-            name: {arm: _spread(w[kinds == k]) for arm, w in (("fifo", before), ("triage", after))}
-            for k, name in enumerate(CLASSES)
+            name: {arm: _spread(w[of[name]]) for arm, w in (("fifo", before), ("triage", after))} for name in CLASSES
         },
-        slower=float((after[broken] > before[broken] + _ROUNDING).mean()) if broken.any() else math.nan,
+        savings={name: _savings((before - after)[who]) for name, who in of.items()},
         warm_up=WARM_UP if scenario.horizon_min is None else 0.0, warning=_unsettled(scenario, n_exams),
     )  # fmt: skip
 
@@ -218,12 +234,16 @@ def simulate(scenario: Scenario, *, n_exams: int, seed: int, replications: int =
 def _unsettled(scenario: Scenario, n_exams: int) -> str:
     if scenario.horizon_min is not None:
         return ""
-    needed = scenario.load / (1 - math.sqrt(scenario.load)) ** 2
+    needed, why = scenario.load / (1 - math.sqrt(scenario.load)) ** 2, f"at load {scenario.load:g}"
+    if scenario.day_profile:
+        days = _DAYS * _MINUTES_A_DAY * scenario.arrivals_per_min
+        needed, why = max((needed, why), (days, f"with a day profile, {_DAYS} days of it,"))
     if WARM_UP * n_exams >= needed:
         return ""
     return (
-        f"at load {scenario.load:g} the room needs about {needed:,.0f} exams to forget that it was empty at the start, "
-        f"and the warm-up has {WARM_UP * n_exams:,.0f}: waits are too low; take {math.ceil(needed / WARM_UP):,} exams"
+        f"{why} the room needs about {needed:,.0f} exams to forget that it was empty at the start, and the warm-up has "
+        f"{WARM_UP * n_exams:,.0f}: the waits are not those of a room that has settled; take "
+        f"{math.ceil(needed / WARM_UP):,} exams"
     )
 
 
@@ -272,4 +292,16 @@ def _spread(waits: np.ndarray) -> dict[str, float]:
     return {
         "n": len(waits), "mean": float(waits.mean()), "median": median, "q25": q25, "q75": q75, "p95": p95,
         "p99": p99, "max": top,
+    }  # fmt: skip
+
+
+def _savings(minutes: np.ndarray) -> dict[str, float]:
+    """Of exams: by how much each waits less, `(n,)`."""
+    if not len(minutes):
+        return dict.fromkeys(("mean", "median", "q25", "q75", "faster", "same", "slower"), math.nan)
+    q25, median, q75 = np.percentile(minutes, [25, 50, 75])
+    faster, slower = float((minutes > _ROUNDING).mean()), float((minutes < -_ROUNDING).mean())
+    return {
+        "mean": float(minutes.mean()), "median": median, "q25": q25, "q75": q75, "faster": faster,
+        "same": 1 - faster - slower, "slower": slower,
     }  # fmt: skip

@@ -3,19 +3,24 @@
 Rates are per minute, times in minutes. Class 1 is what the AI flags, class 2 all others; sigma_k is the load of the
 classes 1 ... k. The wait of an exam is its time in the system less its own reading, so an interruption is waiting.
 
-Cobham (1954), Operations Research 2:70; Miller (1960), 8:723 and Conway, Maxwell, Miller, "Theory of Scheduling" (1967)
-for interrupted reading; Davis (1966), 14:133 for several readers. What is marked as ours follows from these and is
-checked by simulation.
+Erlang (1917) and Kleinrock, "Queueing Systems" 1 (1975), for a list without classes; Cobham (1954), Operations Research
+2:70; Miller (1960), 8:723 and Conway, Maxwell, Miller, "Theory of Scheduling" (1967) for interrupted reading; Davis
+(1966), 14:133 for several readers. What is marked as ours follows from these and is checked by simulation
+(tests/bench/bench_worklist.py). The public functions refuse numbers that no room has.
 """
 
 from __future__ import annotations
 
 import math
+from numbers import Integral, Real
 from typing import NamedTuple
 
 from cspine_utils.errors import WorklistError
 
-from .scenario import Scenario
+from .scenario import MOST_RADIOLOGISTS, Scenario
+
+#: What `table` tells, in minutes: of everybody without AI, then with it.
+TABLE = ("fifo_min", "flagged_min", "unflagged_min", "diseased_min", "non_diseased_min", "saving_min")
 
 
 class Waits(NamedTuple):
@@ -27,13 +32,15 @@ class Waits(NamedTuple):
 
 
 def mm1_wait(arrivals: float, reading_min: float) -> float:
-    """M/M/1, first in, first out: rho / (mu - lambda)."""
+    """M/M/1, first in, first out: rho / (mu - lambda) (Erlang 1917)."""
+    _real(arrivals=arrivals, reading_min=reading_min)
     rho = _load(arrivals * reading_min)
     return rho * reading_min / (1 - rho)
 
 
 def erlang_c(offered: float, radiologists: int) -> float:
     """Probability that an exam has to wait in M/M/c, from lambda E[S] (Erlang 1917), by the recursion for Erlang B."""
+    _readers(radiologists)
     _load(offered / radiologists)
     blocked = 1.0
     for k in range(1, radiologists + 1):
@@ -43,18 +50,24 @@ def erlang_c(offered: float, radiologists: int) -> float:
 
 
 def mmc_wait(arrivals: float, reading_min: float, radiologists: int) -> float:
-    """M/M/c, first in, first out: C / (c mu - lambda)."""
-    return erlang_c(arrivals * reading_min, radiologists) / (radiologists / reading_min - arrivals)
+    """M/M/c, first in, first out: C / (c mu - lambda) (Kleinrock 1975)."""
+    _real(arrivals=arrivals, reading_min=reading_min)
+    waits = erlang_c(arrivals * reading_min, radiologists)
+    return waits * reading_min / (radiologists - arrivals * reading_min)
 
 
 def mmc_longer_than(minutes: float, arrivals: float, reading_min: float, radiologists: int) -> float:
-    """P(wait > minutes) in M/M/c, first in, first out: C exp(-(c mu - lambda) t)."""
+    """P(wait > minutes) in M/M/c, first in, first out: C exp(-(c mu - lambda) t) (Kleinrock 1975)."""
+    _real(minutes=minutes, arrivals=arrivals, reading_min=reading_min)
     waits = erlang_c(arrivals * reading_min, radiologists)
-    return waits * math.exp(-(radiologists / reading_min - arrivals) * minutes)
+    return waits * math.exp(-(radiologists / reading_min - arrivals) * minutes) if reading_min else 0.0
 
 
 def mg1_wait(arrivals: float, mean: float, second_moment: float) -> float:
     """M/G/1, first in, first out, from E[S] and E[S^2] (Pollaczek 1930, Khinchine 1932)."""
+    _real(arrivals=arrivals, mean=mean, second_moment=second_moment)
+    if second_moment < mean**2 * (1 - 1e-9):
+        _refuse("second_moment", second_moment, f"E[S]^2 = {mean**2:g} or more")
     return arrivals * second_moment / (2 * (1 - _load(arrivals * mean)))
 
 
@@ -93,6 +106,8 @@ def preemptive_mg1(classes: list[Class]) -> list[float]:
 
 def interruptions(mean: float, above: float) -> float:
     """How long exams of this mean reading time are interrupted when the classes before them have the load `above`."""
+    _real(mean=mean)
+    _load(above)
     return mean * above / (1 - above)
 
 
@@ -137,6 +152,7 @@ def latency_factor(scenario: Scenario) -> float:
 
     Ours; non-preemptive M/M/c: nobody overtakes before the answer, and the number of those who wait has no memory.
     """
+    _stationary(scenario)
     _one_law(scenario, "nonpreemptive", exponential=True)
     rate = scenario.radiologists / scenario.reading_min - scenario.arrivals_per_min
     return math.exp(-rate * scenario.latency_min)
@@ -188,10 +204,15 @@ def table(scenario: Scenario) -> dict[str, float]:
         diseased = math.nan
     if not scenario.share * (1 - scenario.prevalence):
         intact = math.nan
-    return {
-        "fifo_min": found.fifo, "flagged_min": found.flagged, "unflagged_min": found.unflagged,
-        "diseased_min": diseased, "non_diseased_min": intact, "saving_min": found.fifo - diseased,
-    }  # fmt: skip
+    return dict(zip(TABLE, (*found, diseased, intact, found.fifo - diseased), strict=True))
+
+
+def table_or_nan(scenario: Scenario) -> dict[str, float]:
+    """`table`, and NaN under each of its names where no formula is exact."""
+    try:
+        return table(scenario)
+    except WorklistError:
+        return dict.fromkeys(TABLE, math.nan)
 
 
 def _of_somebody(fifo: float, found, classes) -> Waits:
@@ -216,6 +237,22 @@ def _classes(scenario: Scenario) -> tuple[Class, Class]:
         square = (with_fracture * broken**2 + without * intact**2) / share if share else intact**2
         found.append(Class(scenario.arrivals_per_min * share, mean, square * (1 + spread)))
     return found[0], found[1]
+
+
+def _real(**values: float) -> None:
+    for name, value in values.items():
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+            _refuse(name, value, "a number from 0 up")
+
+
+def _readers(radiologists: int) -> None:
+    whole = isinstance(radiologists, Integral) and not isinstance(radiologists, bool)
+    if not whole or not 1 <= radiologists <= MOST_RADIOLOGISTS:
+        _refuse("radiologists", radiologists, f"a whole number from 1 to {MOST_RADIOLOGISTS:,}")
+
+
+def _refuse(name: str, found, expected: str) -> None:
+    raise WorklistError(name, found=repr(found), expected=expected, remedy="pass such a number.")
 
 
 def _load(rho: float) -> float:

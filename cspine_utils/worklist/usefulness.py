@@ -14,14 +14,16 @@ def operating_point(y, p, threshold: float) -> tuple[float, float]:
     ----------
     y, p : `(n,)`, 0 or 1, and probabilities
 
-    Raises WorklistError unless both answers occur in y.
+    Raises WorklistError unless both answers occur in y, and for p that are no probabilities.
     """
     y, p = np.asarray(y), np.asarray(p, dtype=float)
-    if y.shape != p.shape or y.ndim != 1 or not np.isin(y, (0, 1)).all() or len(np.unique(y)) != 2:
+    usable = y.shape == p.shape and y.ndim == 1 and np.isin(y, (0, 1)).all() and len(np.unique(y)) == 2
+    if not usable or not ((p >= 0) & (p <= 1)).all():
         raise WorklistError(
             "operating_point(y, p)",
-            found=f"shapes {y.shape}, {p.shape}, y of {np.unique(y)[:4].tolist()}",
-            expected="(n,) each, y of 0 and 1, both of them",
+            found=f"shapes {y.shape}, {p.shape}, y of {np.unique(y)[:4].tolist()}, "
+            f"{int((~((p >= 0) & (p <= 1))).sum())} of p outside 0 to 1",
+            expected="(n,) each, y of 0 and 1, both of them, p from 0 to 1",
             remedy="judge on exams with and without fracture.",
         )
     said = p >= threshold
@@ -47,7 +49,11 @@ def drawn_operating_points(y, p, threshold: float, draws: int, generator: np.ran
 
 
 def positive_predictive_value(prevalence, sensitivity: float, specificity: float):
-    """Share of the flagged exams that are broken (Bayes), NaN where none is flagged. Prevalence may be an array."""
+    """Share of the flagged exams that are broken (Bayes), NaN where none is flagged. Prevalence may be an array.
+
+    Raises WorklistError for what is no probability.
+    """
+    _probabilities(prevalence=prevalence, sensitivity=sensitivity, specificity=specificity)
     prevalence = np.asarray(prevalence, dtype=float)
     flagged = prevalence * sensitivity + (1 - prevalence) * (1 - specificity)
     found = np.divide(prevalence * sensitivity, flagged, out=np.full_like(flagged, np.nan), where=flagged > 0)
@@ -74,11 +80,22 @@ def net_benefit(threshold, prevalence: float, sensitivity, specificity):
 
     NB = pi Se - (1 - pi) (1 - Sp) t / (1 - t); whoever flags everything has Se = 1, Sp = 0, and nothing flagged has 0.
 
-    Raises WorklistError for thresholds from 1 up, at which a false alarm has no price that one could pay.
+    Raises WorklistError for thresholds from 1 up, at which a false alarm has no price that one could pay, and for what
+    is no probability.
     """
+    _probabilities(threshold=threshold, prevalence=prevalence, sensitivity=sensitivity, specificity=specificity)
     if not (np.asarray(threshold) < 1).all():
         raise WorklistError(
             "threshold", found=repr(threshold), expected="below 1", remedy="leave out the threshold of 1."
         )
     price = threshold / (1 - threshold)
     return prevalence * sensitivity - (1 - prevalence) * (1 - specificity) * price
+
+
+def _probabilities(**values) -> None:
+    for name, value in values.items():
+        value = np.asarray(value, dtype=float)
+        if not ((value >= 0) & (value <= 1)).all():
+            raise WorklistError(
+                name, found=repr(value.tolist()), expected="from 0 to 1", remedy="pass shares, not percentages."
+            )
