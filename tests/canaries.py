@@ -332,6 +332,13 @@ CANARIES = [
         "test_mask_jitter.py",
     ),
     Canary(
+        "a rung keeps what is worse",
+        "cspine_utils/ladder/rungs.py",
+        "kept = min(losses, key=losses.get)",
+        "kept = max(losses, key=losses.get)",
+        "test_ladder.py",
+    ),
+    Canary(
         "a model is judged with masks that are not torn",
         "cspine_utils/ladder/rungs.py",
         "ask(model, Torn(self.held_out, ALL_TORN))",

@@ -252,8 +252,8 @@ def test_a_climb_tells_all_rungs(climbed):
     table = pd.read_csv(climbed / "tables" / "ladder.csv")
     assert list(table["rung"]) == list(RUNGS) and (table["seed"] == 1).all()
     assert list(table.columns) == [
-        "rung", "seed", "start", "difficulty", "prevalence", "boxes", "learned_from", "judged_on", *judge.NUMBERS,
-        "train_seconds", "render_seconds", "threads", "precision",
+        "rung", "seed", "start", "difficulty", "prevalence", "boxes", "learned_from", "judged_on", "kept",
+        *judge.NUMBERS, "train_seconds", "render_seconds", "threads", "precision",
     ]  # fmt: skip
     table = table.set_index("rung")
     alone = table.index.str.startswith("crops")
@@ -263,6 +263,7 @@ def test_a_climb_tells_all_rungs(climbed):
     assert table["learned_from"].tolist() == [2, 2, 2, 0, 2, 2, 2, 2]
     assert table["judged_on"].tolist() == [2] * 4 + [3] * 4
     assert table.loc["crops-hard", "train_seconds"] == 0, "judged as it is"
+    assert table.loc[alone, "kept"].isna().all() and table.loc[~alone, "kept"].isin(["trained", "start"]).all()
     curves = pd.read_csv(climbed / "tables" / "ladder_curves.csv")
     assert list(curves["rung"].unique()) == [name for name in RUNGS if RUNGS[name].trains]
     assert (curves.groupby("rung")["epoch"].max() == 1).all() and curves["validation_loss"].notna().all()
@@ -348,11 +349,51 @@ def test_necks_are_calibrated_before_they_teach_and_on_those_that_choose(climbed
     work = rungs._Necks(climbed / "data", RUNGS["necks-easy"], SMALL, 0, False)
     model = rungs.new_model(SMALL, 1)
     work.train(model, tmp_path, 1)
-    (before, options), known, fitted, (after, no_options) = done
+    (before, options), known, fitted, (after, no_options), chosen, (of_start, _), again = done
+    assert after is chosen is of_start is again is work.choose, "what was learned, and what it began with"
     assert known is work.held_out, "what the start knows is asked of those that judge, before anything is learned"
-    assert fitted == "fit" and before.dataset.dataset is work.taught and after is work.choose
+    assert fitted == "fit" and before.dataset.dataset is work.taught
     assert options == {"rates": work.rates} and not no_options
     assert model.head.bias.abs().min() > 0  # what was found is in the model
+
+
+class SaidBy(torch.utils.data.Dataset):
+    """A set whose labels a model knows: those levels are broken that it finds most broken."""
+
+    def __init__(self, model, dataset):
+        self.dataset = dataset
+        _, p = rungs.ask(model, dataset)
+        y = (p[:, :7] > np.median(p[:, :7], axis=1, keepdims=True)).astype(np.float32)
+        self.y = torch.from_numpy(np.append(y, y.max(axis=1, keepdims=True), axis=1))
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        return self.dataset[index][0], self.y[index]
+
+
+@pytest.mark.parametrize("kept", ["start", "trained"])
+def test_what_necks_teach_is_kept_if_it_is_better(climbed, monkeypatch, tmp_path, kept):
+    """Training turns the evidence round: what knew the labels is wrong then, and the other way round."""
+    work = rungs._Necks(climbed / "data", RUNGS["necks-easy"], SMALL, 0, False)
+    model = rungs.new_model(SMALL, 1)
+    with torch.no_grad():
+        model.head.evidence.weight.normal_(generator=torch.Generator().manual_seed(0))
+    work.choose = SaidBy(model, work.choose)
+    right = model.head.evidence.weight.detach().clone()
+
+    def turn(model, *_, **__):
+        with torch.no_grad():
+            model.head.evidence.weight.neg_()
+
+    if kept == "trained":
+        turn(model)
+    monkeypatch.setattr(rungs.training, "fit", turn)
+    work.train(model, tmp_path, 1)
+    assert work.kept == kept and torch.equal(model.head.evidence.weight, right)
+    y, p = rungs.ask(model, work.choose)
+    assert metrics.plain_bce_per_study(y, p).mean() < 0.5, "and calibrated there"
 
 
 def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
@@ -416,6 +457,7 @@ def test_a_line_of_the_table_by_hand(climbed):
     assert lines[2] == f"| {words['crops-hard']} | – | 200 pairs | 0.952 (0.900–0.979) | 0.910 |  | 96.7% |  |  | – |"
     told = "1,280 necks | 200 necks | 0.952 (0.900–0.979) | 0.910 | 0.500 | 96.7% | 0.144 beside 0.333 | 57% | 12 |"
     assert lines[3] == f"| {words['necks-easy']} | {told}"
+    assert "1,280 necks, start kept | 200 necks" in report.markdown(pd.DataFrame([row | {"kept": "start"}]))
     two = report.markdown(pd.DataFrame([row, row | {"seed": 1}]))
     assert "real data, seed 0 |" in two and "real data, seed 1 |" in two
 

@@ -44,7 +44,8 @@ def markdown(table: pd.DataFrame) -> str:
         unit = "pairs" if alone else "necks"
         cells = [
             WORDS[row["rung"]] + (f", seed {row['seed']}" if several else ""),
-            f"{row['learned_from']:,} {unit}" if row["learned_from"] else "–",
+            (f"{row['learned_from']:,} {unit}" if row["learned_from"] else "–")
+            + (", start kept" if row.get("kept") == "start" else ""),
             f"{row['judged_on']:,} {unit}",
             f"{row['auroc']:.3f} ({row['auroc_low']:.3f}–{row['auroc_high']:.3f})",
             f"{row['auroc_torn']:.3f}",

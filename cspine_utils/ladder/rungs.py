@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import time
 from collections.abc import Iterable
@@ -92,7 +93,7 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
     return {
         "rung": name, "seed": seed, "start": rung.start or "scratch", "difficulty": rung.difficulty,
         "prevalence": rung.prevalence, "boxes": rung.boxes, "learned_from": work.learned_from if rung.trains else 0,
-        "judged_on": work.judged_on, **dict.fromkeys(judge.NUMBERS), **numbers,
+        "judged_on": work.judged_on, "kept": work.kept, **dict.fromkeys(judge.NUMBERS), **numbers,
         "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
         "threads": torch.get_num_threads(), "precision": _precision(profile), "profile": asdict(profile),
     }  # fmt: skip
@@ -133,6 +134,8 @@ def validation_auroc(y: np.ndarray, logits: np.ndarray) -> dict[str, float]:
 
 class _Crops:
     """Vertebrae beside their twins."""
+
+    kept = ""  # the best epoch, with nothing to choose between
 
     def __init__(self, data: Path, rung: Rung, profile: Profile, workers: int, progress: bool):
         form = replace(crops.CropForm(), study_size=profile.study_size)
@@ -195,6 +198,7 @@ class _Necks:
         self.rate = profile.neck_rate if RUNGS[rung.start].kind == "crops" else profile.neck_rate_again
         self.learned_from, self.judged_on = profile.necks, profile.necks_judge
         self.before: dict[str, float] = {}
+        self.kept = ""
 
     def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
         # The weights come from other base rates: first on studies that they have not seen, and after training, whose
@@ -202,6 +206,7 @@ class _Necks:
         some = Torn(Subset(self.taught, range(min(_CALIBRATE, len(self.taught)))), JITTER)
         calibration.calibrate(model, some, _objective(), rates=self.rates)
         self.before = judge.briefly(*ask(model, self.held_out), "before")
+        start = copy.deepcopy(model.state_dict())
         result = training.fit(
             model, self.taught, self.choose, out=out, epochs=self.profile.neck_epochs,
             batch_size=self.profile.neck_batch, learning_rate=self.rate, schedule="linear",
@@ -210,8 +215,21 @@ class _Necks:
             generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
             augment=Augment(rotate_deg=0.0, scale=0.0, mask=JITTER), progress=self.progress,
         )  # fmt: skip
-        calibration.calibrate(model, self.choose, _objective())
+        self.kept = self._keep_the_better(model, start)
         return result
+
+    def _keep_the_better(self, model: ViT3D, start: dict) -> str:
+        """Calibrate what was learned, and what it began with, on the necks that choose; keep what has the lower loss
+        there, and say which. A few hundred necks with few fractures can also teach nothing."""
+        found, losses = {"trained": copy.deepcopy(model.state_dict()), "start": start}, {}
+        for name, weights in found.items():
+            model.load_state_dict(weights)
+            calibration.calibrate(model, self.choose, _objective())
+            found[name] = copy.deepcopy(model.state_dict())
+            losses[name] = metrics.plain_bce_per_study(*ask(model, self.choose)).mean()
+        kept = min(losses, key=losses.get)
+        model.load_state_dict(found[kept])
+        return kept
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = ask(model, self.held_out)
