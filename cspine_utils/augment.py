@@ -83,7 +83,12 @@ class Augment:
         in the batch. The same state gives the same result on the same device.
         """
         if x.ndim != 5 or x.shape[2] < CHANNELS:
-            raise _refusal("x", tuple(x.shape), "a batch (b, f, c, h, w) of at least six channels")
+            raise ParameterError(
+                "augment: x",
+                found=f"shape {tuple(x.shape)}",
+                expected="a batch (b, f, c, h, w) of at least six channels",
+                remedy="one study is a batch of one: x[None].",
+            )
         seeds = torch.randint(2**62, (len(x),), generator=generator).tolist()
         return torch.stack([self._study(study, seed) for study, seed in zip(x, seeds, strict=True)])
 

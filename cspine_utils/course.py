@@ -24,7 +24,7 @@ import pandas as pd
 
 from cspine_utils.errors import CSpineError, DatasetError
 from cspine_utils.rsna import RsnaDataset
-from cspine_utils.runs import collect, notebook_parameters, read_grid, run_grid, run_notebook
+from cspine_utils.runs import check_grid, collect, notebook_parameters, read_grid, run_grid, run_notebook
 
 ROOT = Path(__file__).resolve().parents[1]
 PHANTOM = ROOT / "data" / "phantom"
@@ -38,11 +38,14 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cspine_utils.course", description=__doc__.splitlines()[0])
     parser.add_argument("--data", default=str(PHANTOM), help="a folder in RSNA-2022 form (default: the phantom)")
     parser.add_argument("--cohort-only", action="store_true", help="make the synthetic cohort and stop")
-    parser.add_argument("--in-place", action="store_true", help="write the outputs into notebooks/ (for authors)")
-    parser.add_argument("--grid", help="a grid file, e.g. notebooks/profiles/ablation.yml: run it and print its table")
+    way = parser.add_mutually_exclusive_group()
+    way.add_argument("--in-place", action="store_true", help="write the outputs into notebooks/ (for authors)")
+    way.add_argument("--grid", help="a grid file, e.g. notebooks/profiles/ablation.yml: run it and print its table")
     options = parser.parse_args(arguments)
     data = (ROOT / options.data).resolve()
     try:
+        if options.grid:
+            check_grid(ROOT / options.grid)  # before the cohort, which takes minutes
         make_cohort(data)
         if options.grid:
             return run_profile(data, ROOT / options.grid)

@@ -297,6 +297,8 @@ def _render_one(out: str, difficulty: str, seed: int, form: CropForm, number: in
 
 def _check_closer(closer, form: dict) -> None:
     """Raise ParameterError unless a piece (frames, size) fits into crops of this form."""
+    if not isinstance(closer, tuple | list) or len(closer) != 2:
+        raise ParameterError("closer", found=repr(closer), expected="(frames, size)", remedy="(25, 40) is usual.")
     frames, size = closer
     check_whole_number("frames of closer", frames, 1)
     check_whole_number("size of closer", size, 1)

@@ -56,6 +56,14 @@ def objective(
             )
         if not token_weight:
             return x[:, :, :CHANNELS], y
+        _, frames, _, height, width = x.shape
+        if frames % frame_patch or height % patch or width % patch:
+            raise TrainingError(
+                "evidence.objective",
+                found=f"frame_patch={frame_patch}, patch={patch} for {frames} frames of {height} x {width}",
+                expected="sizes of tokens that divide them",
+                remedy="pass those of the model.",
+            )
         tokens = token_targets(x, frame_patch=frame_patch, patch=patch, least=least)
         return x[:, :, :CHANNELS], torch.cat([y, tokens], dim=1)
 

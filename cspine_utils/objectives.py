@@ -111,7 +111,8 @@ def _classification_target(y, index: int) -> Tensor:
             f"target of dataset[{index}]",
             found=f"shape {tuple(y.shape)}, values {y.flatten()[:8].tolist()}",
             expected=f"({len(TARGETS)},) numbers in [0, 1]: {', '.join(TARGETS)}",
-            remedy="let the dataset return one row of the label table in the order of anatomy.TARGETS",
+            remedy="let the dataset return one row of the label table in the order of anatomy.TARGETS; "
+            "crops are told of one level each: pass objective=evidence.objective(...)",
         )
     return y
 

@@ -259,6 +259,17 @@ def read_grid(path) -> dict:
     return {**content, "notebook": path.parent / content["notebook"], "common": content.get("common") or {}}
 
 
+def check_grid(path) -> int:
+    """How many runs a grid file asks for; raises ParameterError for what `read_grid` or `run_grid` would refuse."""
+    file = read_grid(path)
+    try:
+        return len(_checked_rows(file["notebook"].resolve(), file["grid"], file["common"]))
+    except ParameterError as error:
+        raise ParameterError(
+            f"{path}: {error.where}", found=error.found, expected=error.expected, remedy=error.remedy
+        ) from error
+
+
 def _types_fit(content: dict) -> bool:
     common = content.get("common")
     return isinstance(content["notebook"], str) and (common is None or isinstance(common, dict))
@@ -302,18 +313,18 @@ def _checked_rows(notebook: Path, grid, common: dict) -> list[dict]:
 
 def _rows(grid) -> list[dict]:
     """The rows of a grid, or ParameterError if it is neither rows nor lists of values, or empty."""
+    rows = grid
     if isinstance(grid, Mapping):
         good = bool(grid) and all(isinstance(v, list | tuple) and len(v) for v in grid.values())
-        grid = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if good else []
-    good = isinstance(grid, list | tuple) and len(grid) > 0 and all(isinstance(row, Mapping) for row in grid)
-    if not good:
+        rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())] if good else []
+    if not isinstance(rows, list | tuple) or not rows or not all(isinstance(row, Mapping) for row in rows):
         raise ParameterError(
             "run_grid(grid)",
             found=repr(grid)[:100],
             expected="at least one row of parameters, or a list of values for each name",
             remedy="write rows as {name: value}, or lists as name: [value, value].",
         )
-    return [dict(row) for row in grid]
+    return [dict(row) for row in rows]
 
 
 def _run_name(row: Mapping) -> str:
@@ -371,6 +382,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--rerun-changed", action="store_true", help="make runs of other package versions again")
     options = parser.parse_args(arguments)
     try:
+        check_grid(options.grid)
         file = read_grid(options.grid)
         report = run_grid(
             file["notebook"], file["grid"], options.out, common=file["common"], rerun_changed=options.rerun_changed

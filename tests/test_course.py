@@ -1,5 +1,6 @@
 """The one command: what it runs, skips, prints, and where it puts what it made."""
 
+import re
 import shutil
 
 import nbformat
@@ -147,6 +148,25 @@ def test_a_grid_runs_on_the_data_and_tells_by_its_exit_code(repository, rsna_fol
     profile.write_text("notebook: ../unit.ipynb\ngrid:\n  rte: [0.5]\n")
     assert course.main(arguments) == 1
     assert "did you mean 'rate'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [(None, "cannot be read"), ("notebook: ../unit.ipynb\ngrid: {seed: 1}\n", "found {'seed': 1}"),
+     ("notebook: ../unit.ipynb\ngrid: [{rte: 0.5}]\n", "small.yml.*did you mean 'rate'")],
+)  # fmt: skip
+def test_a_wrong_grid_is_told_before_the_cohort_is_made(repository, monkeypatch, capsys, text, said):
+    monkeypatch.setattr(course, "make_cohort", lambda data: pytest.fail("minutes of rendering"))
+    profile = repository / "notebooks" / "profiles" / "small.yml"
+    profile.parent.mkdir()
+    cells = [new_code_cell('run_dir: str = ""\nrate: float = 0.1', metadata={"tags": ["parameters"]})]
+    nbformat.write(new_notebook(cells=cells), repository / "notebooks" / "unit.ipynb")
+    if text:
+        profile.write_text(text)
+    assert course.main(["--grid", "notebooks/profiles/small.yml"]) == 1
+    assert re.search(said, capsys.readouterr().err)
+    with pytest.raises(SystemExit):
+        course.main(["--grid", "notebooks/profiles/small.yml", "--in-place"])
 
 
 def test_a_grid_of_runs_is_one_entry_of_the_summary(tmp_path):

@@ -1,6 +1,7 @@
 """The ladder: its numbers by hand, sets without a patient in common, and a small one climbed from end to end."""
 
 import json
+import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 
@@ -539,3 +540,59 @@ def test_necks_that_follow_necks_learn_more_gently(climbed):
 def test_a_climb_of_all_rungs_finds_every_start():
     names = list(RUNGS)
     assert all(RUNGS[name].start in (None, *names[:place]) for place, name in enumerate(names))
+
+
+# ------------------------------------------------------------------------------------------------------ command line
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--begin", "nowhere"], "nowhere: found no weights"),
+        (["--controls", "necks-easy"], "no weights of necks-easy.*--begin data/weights, which has necks-easy"),
+        (["--rungs", "crops-torn"], "climb crops-easy first, name it before crops-torn, or --begin data/weights"),
+        (["--rungs", "necks-easy"], "climb necks-balanced first, name it before necks-easy\\.$"),
+        (["--table", "a_file"], "a_file"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_climbed_is_one_line(tmp_path, monkeypatch, capsys, options, said):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a_file").write_text("no folder")
+    assert __main__.main(["--out", "out", *options]) == 2
+    err = capsys.readouterr().err
+    assert re.search(said, err.strip()) and err.startswith("ladder: ") and err.count("\n") == 1
+    assert not (tmp_path / "out" / "data").exists(), "nothing was rendered"
+
+
+@pytest.mark.parametrize("options", [["--threads", "0"], ["--seeds", "-1"], ["--levers", "--controls", "necks-easy"]])
+def test_what_cannot_be_asked_is_refused_by_the_parser(options):
+    with pytest.raises(SystemExit) as error:
+        __main__.main(options)
+    assert error.value.code == 2
+
+
+def test_rungs_with_shipped_weights_are_not_climbed_unless_named(tmp_path, monkeypatch):
+    asked = []
+
+    def climbed_none(out, profile, *, rungs, **_):
+        asked.append(list(rungs))
+        return pd.DataFrame({"rung": rungs, "seed": 0, "profile": ""})
+
+    monkeypatch.setattr(__main__, "climb", climbed_none)
+    monkeypatch.setattr(__main__, "markdown", lambda table: "")
+    begin = ["--out", str(tmp_path), "--begin", str(ROOT / "data" / "weights")]
+    assert __main__.main(begin) == 0
+    assert asked[-1] == [name for name in RUNGS if name not in plan.PUBLISHED]
+    assert plan.weights_file(tmp_path, 0, "crops-torn").exists()
+    assert __main__.main([*begin, "--rungs", "necks-easy"]) == 0 and asked[-1] == ["necks-easy"]
+    assert __main__.main(["--out", str(tmp_path)]) == 0 and asked[-1] == list(RUNGS)
+
+
+def test_shipped_weights_can_be_judged_under_controls(tmp_path, monkeypatch):
+    """Without a row of their own: nobody climbed them here."""
+    weights_of = plan.weights_file(tmp_path, 0, "necks-easy")
+    weights_of.parent.mkdir(parents=True)
+    checkpoints.save(rungs.new_model(SMALL, 0), weights_of)
+    monkeypatch.setattr(controls, "necks_of", lambda *a: (_ for _ in ()).throw(StopIteration))
+    with pytest.raises(StopIteration):
+        controls.control(tmp_path, SMALL)

@@ -43,6 +43,9 @@ def test_what_is_read_answers_as_what_was_written(run):
     assert facts == {"rung": "r", "seed": 0, "difficulty": "easy", "learned_from": 5, "auroc": 0.7,
                      "above_own_twin": 0.9}  # fmt: skip
     assert [p.name for p in (folder / "sub").iterdir()] == ["r.safetensors"]
+    (folder / "like_any").write_text("")
+    mode = (folder / "like_any").stat().st_mode
+    assert (folder / "sub" / "r.safetensors").stat().st_mode == mode, "others may read it as any file"
 
 
 def cut(path):
@@ -96,7 +99,7 @@ def test_the_weights_of_the_second_rung_see_with_torn_masks(held_out):
     assert found["crops-torn"]["pooled_auroc"] > found["crops-easy"]["pooled_auroc"] + 0.1
 
 
-@pytest.mark.parametrize("name", weights.PUBLISHED)
+@pytest.mark.parametrize("name", plan.PUBLISHED)
 def test_the_table_tells_the_same_of_them(name):
     _, facts = weights.load(SHIPPED.with_stem(name))
     assert facts["rung"] == name
@@ -120,8 +123,12 @@ def test_a_climb_may_begin_with_weights_that_came_with_the_course(run, tmp_path)
     assert all(torch.allclose(a, b, rtol=0.01) for a, b in zip(model.parameters(), begun.parameters(), strict=True))
     checkpoints.save(rungs.new_model(SMALL, 5), plan.weights_file(out, 0, "crops-easy"))
     before = plan.weights_file(out, 0, "crops-easy").read_bytes()
-    assert weights.begin(shipped, out, 0) == [], "what was climbed here stays"
+    assert weights.begin(shipped, out, 0) == ["crops-easy"], "weights that are there stay"
     assert plan.weights_file(out, 0, "crops-easy").read_bytes() == before
+    assert weights.begin(shipped, tmp_path / "new", 0, but=["crops-easy"]) == []
+    assert not (tmp_path / "new").exists(), "a rung that is to be climbed begins as the ladder says"
+    plan.row_file(out, 0, "crops-easy").write_text("{}")
+    assert weights.begin(shipped, out, 0) == [], "a rung that was climbed here is no shipped one"
     with pytest.raises(TrainingError, match="crops-easy.safetensors of seed 0.*expected weights of seed 3"):
         weights.begin(shipped, out, 3)
     with pytest.raises(TrainingError, match="no weights"):

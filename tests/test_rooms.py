@@ -1,6 +1,7 @@
 """The map in the README is the map of the code: the same rooms, and no room reaches up."""
 
 import ast
+import importlib
 import re
 
 import pytest
@@ -62,3 +63,26 @@ def test_reaching_up_is_noticed():
     assert reaches_up("volume", "from cspine_utils import rsna, errors", order) == {"rsna"}
     assert reaches_up("stacks", "from cspine_utils.models.vit3d import ViT3D", order) == {"vit3d"}
     assert reaches_up("training", "from cspine_utils.models.vit3d import ViT3D", order) == set()
+
+
+COMMANDS = {
+    "course": [[]], "ladder": [[]], "phantom": [[]], "phantom.acceptance": [[]], "runs": [[]],
+    "worklist": [[], ["theory"], ["simulate"]],
+}  # fmt: skip
+
+
+def test_these_are_all_commands_of_the_package():
+    sources = {path: path.read_text() for path in PACKAGE.rglob("*.py")}
+    parsing = {path for path, text in sources.items() if "ArgumentParser(" in text}
+    names = {".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__main__") for path in parsing}
+    assert names == set(COMMANDS)
+
+
+@pytest.mark.parametrize(("name", "words"), [(name, words) for name, all_ in COMMANDS.items() for words in all_])
+def test_every_command_tells_what_it_does(name, words, capsys):
+    room = PACKAGE.joinpath(*name.split("."))
+    module = importlib.import_module(f"cspine_utils.{name}" + (".__main__" if room.is_dir() else ""))
+    with pytest.raises(SystemExit) as end:
+        module.main([*words, "--help"])
+    said = capsys.readouterr().out
+    assert end.value.code == 0 and f"python -m cspine_utils.{name}" in said and len(said.splitlines()) > 6

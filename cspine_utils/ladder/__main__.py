@@ -4,66 +4,114 @@ judge a finished rung under controls, controls.csv and predictions.csv."""
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 import pandas as pd
 import torch
 
 from cspine_utils import files
+from cspine_utils.errors import CSpineError
 
 from . import PROFILES, RUNGS, climb
 from .controls import control
 from .levers import pull
+from .plan import PUBLISHED
 from .report import in_order, markdown
-from .weights import PUBLISHED, begin, export
+from .weights import begin, export
 
 
-def main(arguments=None) -> None:
-    parser = argparse.ArgumentParser(prog="python -m cspine_utils.ladder", description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("data/runs/ladder"), help="where the sets and the runs go")
-    parser.add_argument("--profile", choices=PROFILES, default="laptop")
-    parser.add_argument("--rungs", nargs="+", choices=RUNGS, default=list(RUNGS), metavar="RUNG", help=", ".join(RUNGS))
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="one climb each")
-    parser.add_argument("--threads", type=int, default=1, help="of torch; processes that render are as many")
-    parser.add_argument("--begin", type=Path, help="a folder of weights, data/weights say: of rungs not to climb again")
-    parser.add_argument(
-        "--levers", action="store_true", help="train one recipe after the other on crops, not the rungs"
+def main(arguments=None) -> int:
+    chosen = _parser().parse_args(arguments)
+    try:
+        return _do(chosen)
+    except CSpineError as error:
+        print(f"ladder: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"ladder: {error}. What to do: check the folders, free space and permissions.", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m cspine_utils.ladder",
+        description=__doc__,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
+    parser.add_argument("--out", type=Path, default=Path("data/runs/ladder"), help="where the sets and the runs go")
+    parser.add_argument("--profile", choices=PROFILES, default="laptop", help="how much of everything")
     parser.add_argument(
-        "--controls", choices=[name for name in RUNGS if RUNGS[name].kind == "necks"], metavar="RUNG",
-        help="judge this finished rung under controls, climb nothing",
+        "--rungs", nargs="+", choices=RUNGS, metavar="RUNG", default=argparse.SUPPRESS,
+        help=f"some of {', '.join(RUNGS)} (default: all, but for those that --begin has weights of)",
     )  # fmt: skip
-    parser.add_argument("--table", type=Path, help="where the tables go (default: the out folder); rows of others stay")
-    parser.add_argument("--weights", type=Path, help=f"a folder for the weights of {', '.join(PUBLISHED)}")
-    chosen = parser.parse_args(arguments)
+    parser.add_argument("--seeds", nargs="+", type=_whole(0), default=[0], help="one climb each")
+    parser.add_argument("--threads", type=_whole(1), default=1, help="of torch; processes that render are as many")
+    parser.add_argument(
+        "--begin", type=Path, default=argparse.SUPPRESS,
+        help="a folder of weights, data/weights say: these rungs are not climbed again unless --rungs names them",
+    )  # fmt: skip
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--levers", action="store_true", help="train one recipe after the other on crops, not the rungs")
+    what.add_argument(
+        "--controls", choices=[name for name in RUNGS if RUNGS[name].kind == "necks"], metavar="RUNG",
+        default=argparse.SUPPRESS, help="judge this rung's weights under controls, climb nothing",
+    )  # fmt: skip
+    parser.add_argument(
+        "--table", type=Path, default=argparse.SUPPRESS,
+        help="where the tables go (default: the out folder); rows of other rungs and seeds stay",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", type=Path, default=argparse.SUPPRESS, help=f"a folder for the weights of {', '.join(PUBLISHED)}"
+    )
+    return parser
+
+
+def _whole(least: int):
+    def number(text: str) -> int:
+        if not text.isascii() or not text.isdigit() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {least} up")
+        return int(text)
+
+    return number
+
+
+def _do(chosen: argparse.Namespace) -> int:
     torch.set_num_threads(chosen.threads)
     workers = chosen.threads if chosen.threads > 1 else 0
-    profile, table = PROFILES[chosen.profile], chosen.table or chosen.out
+    profile, table = PROFILES[chosen.profile], getattr(chosen, "table", chosen.out)
     table.mkdir(parents=True, exist_ok=True)
     if chosen.levers:
         parts = [pull(chosen.out, profile, seed=seed) for seed in chosen.seeds]
         _write(pd.concat(parts, ignore_index=True).round(5), table / "levers.csv")
-        return
-    if chosen.controls:
+        return 0
+    named = getattr(chosen, "rungs", None)
+    begun = {
+        seed: begin(chosen.begin, chosen.out, seed, but=named or ()) if "begin" in chosen else []
+        for seed in chosen.seeds
+    }
+    if "controls" in chosen:
         settings = {"rung": chosen.controls, "workers": workers}
         parts = [control(chosen.out, profile, seed=seed, **settings) for seed in chosen.seeds]
         found, said = (pd.concat(part, ignore_index=True) for part in zip(*parts, strict=True))
         _write(said.round(6), table / "predictions.csv")
         _write(found.round(4), table / "controls.csv")
         print(found.round(3).to_string(index=False))
-        return
-    rows = []
+        return 0
+    rows, climbed = [], []
     for seed in chosen.seeds:
-        if chosen.begin:
-            begin(chosen.begin, chosen.out, seed)
-        rows.append(climb(chosen.out, profile, rungs=chosen.rungs, seed=seed, workers=workers))
+        climbed = named or [name for name in RUNGS if name not in begun[seed]]
+        rows.append(climb(chosen.out, profile, rungs=climbed, seed=seed, workers=workers))
         found = pd.concat(rows, ignore_index=True)
         _write(_beside(table / "ladder.csv", found.drop(columns="profile").round(4)), table / "ladder.csv")
-        _write(_beside(table / "ladder_curves.csv", curves(chosen.out, found).round(5)), table / "ladder_curves.csv")
-    for name in PUBLISHED if chosen.weights else ():
-        if name in chosen.rungs:
+        together = _beside(table / "ladder_curves.csv", curves(chosen.out, found).round(5))
+        if not together.empty:  # rungs that are judged as they are have no curve
+            _write(together, table / "ladder_curves.csv")
+    for name in PUBLISHED if "weights" in chosen else ():
+        if name in climbed:
             export(chosen.out / str(chosen.seeds[0]) / name, chosen.weights / f"{name}.safetensors")
     print(markdown(pd.read_csv(table / "ladder.csv")))
+    return 0
 
 
 def curves(out: Path, rows: pd.DataFrame) -> pd.DataFrame:
@@ -97,4 +145,4 @@ def _write(table: pd.DataFrame, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

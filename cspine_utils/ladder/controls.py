@@ -24,7 +24,7 @@ from cspine_utils.errors import ParameterError
 from cspine_utils.mask_jitter import tear_mask
 
 from . import judge
-from .plan import RUNGS, check, row_file, weights_file
+from .plan import PUBLISHED, RUNGS, check_same_profile, row_file, weights_file
 from .profiles import Profile
 from .rungs import ALL_TORN, ask, necks_of, new_model
 
@@ -161,17 +161,19 @@ def control(
     (numbers, predictions) : one row a control: control, rung, seed, judged_on, and the numbers of `judge.of_necks`; one
         row a neck: rung, seed, study, then of every target <target> (0 or 1) and p_<target>, the necks as they are
 
-    Raises ParameterError for a rung of crops, or one that is not finished in `out`.
+    Raises ParameterError for a rung of crops, or one without weights in `out`, or of another profile.
     """
-    out = Path(out)
-    check(out, [rung], profile, seed)
-    if RUNGS[rung].kind != "necks" or not row_file(out, seed, rung).exists():
+    out, of_necks = Path(out), [name for name in RUNGS if RUNGS[name].kind == "necks"]
+    if rung not in of_necks or not weights_file(out, seed, rung).exists():
+        shipped = [name for name in PUBLISHED if name in of_necks]
         raise ParameterError(
             "rung",
-            found=f"{rung}, seed {seed}, in {out}",
-            expected="a finished rung of whole necks",
-            remedy=f"climb it first: {', '.join(name for name in RUNGS if RUNGS[name].kind == 'necks')}.",
+            found=f"no weights of {rung}, seed {seed}, in {out}",
+            expected=f"those of a finished rung of whole necks: {', '.join(of_necks)}",
+            remedy=f"climb it first, or --begin data/weights, which has {', '.join(shipped)} of seed 0.",
         )
+    if row_file(out, seed, rung).exists():
+        check_same_profile(row_file(out, seed, rung), "necks", profile)
     held_out, rates = necks_of(out, rung, profile, workers, progress)
     model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
     held, rows = Held(held_out, seed), []

@@ -18,6 +18,10 @@ CROPS_SEED, NECKS_SEED = 11, 12
 CHOOSE, JUDGE = 100_002, 100_100
 
 
+#: The rungs whose weights `make ladder` puts into data/weights.
+PUBLISHED = ("crops-easy", "crops-torn", "necks-easy")
+
+
 @dataclass(frozen=True)
 class Rung:
     """One step.
@@ -82,14 +86,15 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
             raise ParameterError("rungs", found=repr(name), expected=", ".join(RUNGS), remedy="name some of these.")
         start, path = RUNGS[name].start, row_file(out, seed, name)
         if start is not None and start not in names[:place] and not weights_file(out, seed, trained(start)).exists():
+            shipped = ", or --begin data/weights" if trained(start) in PUBLISHED and seed == 0 else ""
             raise ParameterError(
                 f"rung {name}",
                 found=f"no finished rung {trained(start)} in {out / str(seed)}",
                 expected=f"the weights of {trained(start)}, which it begins with",
-                remedy=f"climb {start} first, name it before {name}, or --begin with weights of the course.",
+                remedy=f"climb {start} first, name it before {name}{shipped}.",
             )
         if path.exists():
-            _check_same_profile(path, RUNGS[name].kind, profile)
+            check_same_profile(path, RUNGS[name].kind, profile)
         shared = _shared(name, profile)
         if shared:
             raise ParameterError(
@@ -100,7 +105,7 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
             )
 
 
-def _check_same_profile(path: Path, kind: str, profile: Profile) -> None:
+def check_same_profile(path: Path, kind: str, profile: Profile) -> None:
     """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind."""
     of_others = ("lever", "neck") if kind == "crops" else ("lever", "crop")
     there, here = json.loads(path.read_text())["profile"], asdict(profile)

@@ -1,6 +1,6 @@
 """Weights of a rung in a small file that travels with the course: bfloat16, with all that is needed to build the model.
 
-Half an hour of training fits into 2 MB; the rounding (three significant digits) changes no result that counts.
+An hour of training fits into 2 MB; the rounding (three significant digits) changes no result that counts.
 """
 
 from __future__ import annotations
@@ -10,18 +10,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from cspine_utils import checkpoints, files
 from cspine_utils.errors import CSpineError, TrainingError
 from cspine_utils.models.vit3d import ViT3D
 
-from .plan import weights_file
+from .plan import row_file, weights_file
 from .profiles import Profile
 from .rungs import new_model
 
-#: The rungs whose weights `make ladder` puts into data/weights.
-PUBLISHED = ("crops-easy", "crops-torn", "necks-easy")
 #: What of a rung's row goes with its weights.
 _FACTS = (
     "rung",
@@ -52,21 +50,23 @@ def export(run: Path, path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = {name: value.to(torch.bfloat16).contiguous() for name, value in model.state_dict().items()}
     with files.replacing(path, shared=True) as temporary:
-        save_file(weights, temporary, metadata={"config": json.dumps(model.config), "facts": json.dumps(facts)})
+        # Bytes, not save_file: that one makes a file that nobody else may read.
+        temporary.write_bytes(save(weights, metadata={"config": json.dumps(model.config), "facts": json.dumps(facts)}))
     return path
 
 
-def begin(folder, out, seed: int) -> list[str]:
+def begin(folder, out, seed: int, but=()) -> list[str]:
     """Put the weights of `folder` where `climb` looks for those of finished rungs, so that it need not climb them.
 
     Parameters
     ----------
     folder : with <rung>.safetensors, such as data/weights
     out, seed : of the climb; weights that are there already stay
+    but : rungs whose weights are left out, since they are to be climbed
 
     Returns
     -------
-    the rungs whose weights were put there
+    the rungs that need not be climbed: those of the folder, but for `but` and for rungs that were climbed in `out`
 
     Raises
     ------
@@ -83,10 +83,12 @@ def begin(folder, out, seed: int) -> list[str]:
         )
     for model, facts in there.values():
         place = weights_file(Path(out), seed, facts["rung"])
+        if facts["rung"] in but or row_file(Path(out), seed, facts["rung"]).exists():
+            continue
         if not place.exists():
             place.parent.mkdir(parents=True, exist_ok=True)
             checkpoints.save(model, place)
-            done.append(facts["rung"])
+        done.append(facts["rung"])
     return done
 
 

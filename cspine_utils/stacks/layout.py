@@ -170,7 +170,7 @@ def check_field(field_mm, size) -> None:
     if field_mm is None:
         return
     if not isinstance(field_mm, Real) or isinstance(field_mm, bool) or not 1 <= field_mm <= 1000:
-        raise StackError("field_mm", found=repr(field_mm), expected="1 to 1000 mm, or None", remedy="104 is usual.")
+        raise StackError("field_mm", found=repr(field_mm), expected="1 to 1000 mm, or None", remedy="108 is usual.")
     if size is None or len(set(pair(size, (1, 1)))) > 1:
         raise StackError(
             "size",

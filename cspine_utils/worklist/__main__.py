@@ -24,7 +24,7 @@ def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(prog="python -m cspine_utils.worklist", description=__doc__)
     told = _attributes()
     commands = parser.add_subparsers(dest="command", required=True)
-    for name, text in (("theory", "closed forms"), ("simulate", "exams one by one, with 95 % intervals")):
+    for name, text in (("theory", "closed forms"), ("simulate", "exams one by one, with 95 %% intervals")):
         command = commands.add_parser(name, help=text, argument_default=argparse.SUPPRESS)
         command.add_argument("--scenario", help="a JSON file of fields, - for standard input; options override it")
         for field in fields(Scenario):
