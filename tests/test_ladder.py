@@ -593,6 +593,10 @@ def test_shipped_weights_can_be_judged_under_controls(tmp_path, monkeypatch):
     weights_of = plan.weights_file(tmp_path, 0, "necks-easy")
     weights_of.parent.mkdir(parents=True)
     checkpoints.save(rungs.new_model(SMALL, 0), weights_of)
-    monkeypatch.setattr(controls, "necks_of", lambda *a: (_ for _ in ()).throw(StopIteration))
-    with pytest.raises(StopIteration):
+
+    def no_further(*_):
+        raise KeyError("the necks are asked for")
+
+    monkeypatch.setattr(controls, "necks_of", no_further)
+    with pytest.raises(KeyError, match="asked for"):
         controls.control(tmp_path, SMALL)
