@@ -66,7 +66,8 @@ def test_reaching_up_is_noticed():
 
 
 COMMANDS = {
-    "course": [[]], "ladder": [[]], "phantom": [[]], "phantom.acceptance": [[]], "runs": [[]],
+    "course": [[]], "ladder": [[]], "phantom": [[]], "phantom.acceptance": [[]],
+    "phantom.acceptance.morphometry": [[]], "runs": [[]],
     "worklist": [[], ["theory"], ["simulate"]],
 }  # fmt: skip
 

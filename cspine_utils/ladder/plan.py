@@ -16,8 +16,6 @@ BOX_SHARE = 235 / 2019
 CROPS_SEED, NECKS_SEED = 11, 12
 #: Number of the first neck of the sets that choose an epoch, and that judge.
 CHOOSE, JUDGE = 100_002, 100_100
-
-
 #: The rungs whose weights `make ladder` puts into data/weights.
 PUBLISHED = ("crops-easy", "crops-torn", "necks-easy")
 
