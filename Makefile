@@ -6,9 +6,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/ready
 DATA   ?= data/phantom
-# Two processes, a file each: every test file and every notebook stays together. Files start in the order of
-# tests/conftest.py, the longest ones first; left to itself, xdist would start the ones with the most tests first.
-PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
+# Two processes, a file each: every test file and every notebook stays together, in order.
+PARALLEL := -n 2 --dist loadfile
 # Notebooks that train: their numbers depend on the machine, so only the cells that ask for it are compared.
 TRAINING := $(wildcard notebooks/06_*.ipynb notebooks/08_*.ipynb notebooks/09_*.ipynb notebooks/experiment.ipynb)
 

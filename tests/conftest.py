@@ -25,18 +25,6 @@ ROOT = Path(__file__).resolve().parents[1]
 REAL_CT = Path(os.environ.get("CSPINE_REAL_CT", ROOT.parent / "shared" / "real-ct"))
 
 
-#: Files whose tests take longest. They come first: else one process is left with one of them when all others are done.
-LONGEST = (
-    "test_learning", "test_ladder", "test_training_processes", "test_phantom_acceptance", "test_parallel",
-    "test_models", "test_runs", "test_ladder_weights", "test_course", "test_notebooks", "test_phi", "test_screening",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    place = {name: i for i, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))  # stable: within a file nothing moves
-
-
 def needs_real_ct(name: str):
     """Mark a test that reads real scanner files, which are not part of the repository."""
     return pytest.mark.skipif(
