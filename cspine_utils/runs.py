@@ -259,15 +259,16 @@ def read_grid(path) -> dict:
     return {**content, "notebook": path.parent / content["notebook"], "common": content.get("common") or {}}
 
 
-def check_grid(path) -> int:
-    """How many runs a grid file asks for; raises ParameterError for what `read_grid` or `run_grid` would refuse."""
+def check_grid(path) -> dict:
+    """As `read_grid`; also raises ParameterError, with the file's name, for what `run_grid` would refuse."""
     file = read_grid(path)
     try:
-        return len(_checked_rows(file["notebook"].resolve(), file["grid"], file["common"]))
+        _checked_rows(file["notebook"].resolve(), file["grid"], file["common"])
     except ParameterError as error:
         raise ParameterError(
             f"{path}: {error.where}", found=error.found, expected=error.expected, remedy=error.remedy
         ) from error
+    return file
 
 
 def _types_fit(content: dict) -> bool:
@@ -382,8 +383,7 @@ def main(arguments=None) -> int:
     parser.add_argument("--rerun-changed", action="store_true", help="make runs of other package versions again")
     options = parser.parse_args(arguments)
     try:
-        check_grid(options.grid)
-        file = read_grid(options.grid)
+        file = check_grid(options.grid)
         report = run_grid(
             file["notebook"], file["grid"], options.out, common=file["common"], rerun_changed=options.rerun_changed
         )

@@ -222,3 +222,8 @@ def test_what_the_wrong_ones_destroy():
     factor = (scaled[2, 2, 9, 9] - scaled[2, 2, 8, 9]) / (study[2, 2, 9, 9] - study[2, 2, 8, 9])
     beside = (scaled[2, 1, 9, 9] - scaled[2, 1, 8, 9]) / (study[2, 1, 9, 9] - study[2, 1, 8, 9])
     assert factor < 0.5 * beside, "the contrast of the same bone now depends on the brightest thing in its slice"
+
+
+def test_one_study_is_no_batch():
+    with pytest.raises(ParameterError, match=r"shape \(10, 6, 8, 8\).*x\[None\]"):
+        Augment()(torch.zeros(10, 6, 8, 8), torch.Generator())

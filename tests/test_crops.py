@@ -356,7 +356,7 @@ def test_sets_that_cannot_be_are_refused(folder):
         TwinCrops(folder, range(FIRST, 13))
     with pytest.raises(StackError, match="window"):
         TwinCrops(folder, NUMBERS, window="bones")
-    for closer in [(21, 14), (9, 33), (0, 14), (9, 14.0)]:
+    for closer in [(21, 14), (9, 33), (0, 14), (9, 14.0), 40, (9, 14, 14)]:
         with pytest.raises(ParameterError, match="closer"):
             TwinCrops(folder, NUMBERS, closer=closer)
     assert len(TwinCrops(folder, NUMBERS, closer=(20, 32))) == 2 * COUNT

@@ -153,6 +153,14 @@ def test_smoothing_leaves_tokens_and_the_unknown_alone():
     assert found[0, 2].isnan() and torch.equal(found[0, 8:10], y[0, 8:10]) and found[0, 10].isnan()
 
 
+@pytest.mark.parametrize("wrong", [{"frame_patch": 7}, {"patch": 5}])
+def test_tokens_that_do_not_divide_a_batch_are_refused(wrong):
+    x, y = torch.zeros(1, 10, 7, 16, 24), torch.zeros(1, 8)
+    objective(frame_patch=5, patch=8).prepare(x, y)
+    with pytest.raises(TrainingError, match=r"10 frames of 16 x 24.*those of the model"):
+        objective(**{"frame_patch": 5, "patch": 8} | wrong).prepare(x, y)
+
+
 def test_a_batch_without_marks_is_refused():
     with pytest.raises(TrainingError, match="evidence=True"):
         objective(**FORM).prepare(torch.zeros(1, 4, 6, 8, 12), torch.zeros(1, 8))

@@ -15,7 +15,7 @@ READING_LAWS = ("exponential", "lognormal", "fixed")
 #: Larger numbers mean nothing here, and their squares overflow.
 _MOST = 1e9
 #: A formula takes a step for each, and nobody has so many.
-MOST_RADIOLOGISTS = 10_000
+_MOST_RADIOLOGISTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -71,9 +71,7 @@ class Scenario:
         object.__setattr__(self, "day_profile", hours)
         for field in fields(self):
             object.__setattr__(self, field.name, _plain(getattr(self, field.name)))
-        whole = isinstance(self.radiologists, Integral) and not isinstance(self.radiologists, bool)
-        if not whole or not 1 <= self.radiologists <= MOST_RADIOLOGISTS:
-            _refuse("radiologists", self.radiologists, f"a whole number from 1 to {MOST_RADIOLOGISTS:,}")
+        check_radiologists(self.radiologists)
         for name in ("share", "prevalence", "sensitivity", "specificity"):
             _check(name, getattr(self, name), 0.0, 1.0, "a probability from 0 to 1")
         for pair in points:
@@ -152,6 +150,13 @@ def or_null(value: float) -> float | None:
     if not math.isfinite(value):
         return None
     return value if isinstance(value, int) else float(value)
+
+
+def check_radiologists(count) -> None:
+    """Raise WorklistError unless it is a number of people that a reading room may have."""
+    whole = isinstance(count, Integral) and not isinstance(count, bool)
+    if not whole or not 1 <= count <= _MOST_RADIOLOGISTS:
+        _refuse("radiologists", count, f"a whole number from 1 to {_MOST_RADIOLOGISTS:,}")
 
 
 def _plain(value):

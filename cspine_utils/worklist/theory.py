@@ -12,12 +12,12 @@ Erlang (1917) and Kleinrock, "Queueing Systems" 1 (1975), for a list without cla
 from __future__ import annotations
 
 import math
-from numbers import Integral, Real
+from numbers import Real
 from typing import NamedTuple
 
 from cspine_utils.errors import WorklistError
 
-from .scenario import MOST_RADIOLOGISTS, Scenario
+from .scenario import Scenario, check_radiologists
 
 #: What `table` tells, in minutes: of everybody without AI, then with it.
 TABLE = ("fifo_min", "flagged_min", "unflagged_min", "diseased_min", "non_diseased_min", "saving_min")
@@ -40,7 +40,7 @@ def mm1_wait(arrivals: float, reading_min: float) -> float:
 
 def erlang_c(offered: float, radiologists: int) -> float:
     """Probability that an exam has to wait in M/M/c, from lambda E[S] (Erlang 1917), by the recursion for Erlang B."""
-    _readers(radiologists)
+    check_radiologists(radiologists)
     _load(offered / radiologists)
     blocked = 1.0
     for k in range(1, radiologists + 1):
@@ -243,12 +243,6 @@ def _real(**values: float) -> None:
     for name, value in values.items():
         if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
             _refuse(name, value, "a number from 0 up")
-
-
-def _readers(radiologists: int) -> None:
-    whole = isinstance(radiologists, Integral) and not isinstance(radiologists, bool)
-    if not whole or not 1 <= radiologists <= MOST_RADIOLOGISTS:
-        _refuse("radiologists", radiologists, f"a whole number from 1 to {MOST_RADIOLOGISTS:,}")
 
 
 def _refuse(name: str, found, expected: str) -> None:
