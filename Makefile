@@ -39,6 +39,9 @@ course: $(READY) ## environment, synthetic cohort, all notebooks in order, figur
 
 test: lint unit notebooks-test ## unit tests, then the notebooks against their stored outputs
 
+# One thread a process: with two, the threads of two processes would wait for each other on two cores.
+unit notebooks-test: export OMP_NUM_THREADS := 1
+
 lint: $(READY) ## ruff: errors, imports, formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 

@@ -339,6 +339,13 @@ CANARIES = [
         "test_ladder.py",
     ),
     Canary(
+        "of two starts the second one alone counts",
+        "cspine_utils/ladder/rungs.py",
+        "torch.stack([one[name] for one in found]).mean(dim=0)",
+        "found[-1][name]",
+        "test_ladder.py",
+    ),
+    Canary(
         "a model is judged with masks that are not torn",
         "cspine_utils/ladder/rungs.py",
         "ask(model, Torn(self.held_out, ALL_TORN))",

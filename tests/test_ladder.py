@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -148,19 +149,18 @@ def test_twins_of_necks():
 def test_who_judges_had_no_part_in_the_training(name, profile):
     """Nor in that of the rungs that the weights come from; sets of vertebrae and of necks have other seeds."""
     assert plan.CROPS_SEED != plan.NECKS_SEED
-    rung = RUNGS[name]
-    judging = set(sets(rung, PROFILES[profile])["judge"])
+    judging = set(sets(RUNGS[name], PROFILES[profile])["judge"])
     assert judging
-    while True:
+    steps = [name]
+    for step in steps:
+        rung = RUNGS[step]
         own = sets(rung, PROFILES[profile])
         assert not set(own["teach"]) & set(own["choose"])
         if rung.kind == RUNGS[name].kind:
             assert not judging & (set(own["teach"]) | set(own["choose"]))
         assert rung.trains == bool(own["teach"])
-        if rung.start is None:
-            break
-        rung = RUNGS[rung.start]
-    assert rung.trains, "a climb begins with a training"
+        assert rung.trains or rung.start, "a climb begins with a training"
+        steps.extend(rung.start)
 
 
 def test_sets_by_hand():
@@ -185,8 +185,7 @@ def test_sets_by_hand():
     ],
 )
 def test_a_profile_whose_sets_would_share_patients_is_refused(tmp_path, name, changes):
-    start = RUNGS[name].start
-    if start:
+    for start in RUNGS[name].start:
         (tmp_path / "0" / start).mkdir(parents=True)
         (tmp_path / "0" / start / "judged.pt").touch()
     with pytest.raises(ParameterError, match=f"judge {name}"):
@@ -200,7 +199,15 @@ def test_a_profile_whose_sets_would_share_patients_is_refused(tmp_path, name, ch
         (["crops-simple"], "'crops-simple'"),
         (["crops-standard"], "no finished rung crops-torn.*climb crops-torn first"),
         (["crops-torn", "crops-easy"], "no finished rung crops-easy"),
-        (["crops-easy", "crops-hard"], "no finished rung crops-standard"),
+        (["crops-easy", "crops-hard"], "no finished rung crops-longer"),
+        (
+            ["crops-easy", "crops-torn", "necks-balanced", "necks-easy", "necks-standard"],
+            "no finished rung crops-longer",
+        ),
+        (
+            ["crops-easy", "crops-torn", "crops-standard", "crops-longer", "necks-standard"],
+            "no finished rung necks-easy",
+        ),
     ],
 )
 def test_a_rung_without_its_start_is_refused_before_anything_is_done(tmp_path, names, said):
@@ -214,10 +221,10 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("embed")}
     torch.save({"model": weights, "settings": {}}, tmp_path / "best.pt")
     with pytest.raises(TrainingError, match="every weight"):
-        rungs._start(model, tmp_path / "best.pt")
+        rungs._start(model, [tmp_path / "best.pt"])
     checkpoints.save(model, tmp_path / "best.pt")
     other = rungs.new_model(SMALL, 1)
-    rungs._start(other, tmp_path / "best.pt")
+    rungs._start(other, [tmp_path / "best.pt"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
@@ -261,8 +268,8 @@ def test_a_climb_tells_all_rungs(climbed):
     assert table["pooled_auroc"].between(0, 1).all() and table.loc[alone, "above_own_twin"].between(0, 1).all()
     assert table.loc[~alone, ["loss", "constant", "difference", "skill"]].notna().all(axis=None)
     assert table.loc[alone, "loss"].isna().all(), "what a rung does not measure stays empty"
-    assert table["learned_from"].tolist() == [2, 2, 2, 0, 2, 2, 2, 2]
-    assert table["judged_on"].tolist() == [2] * 4 + [3] * 4
+    assert table["learned_from"].tolist() == [2, 2, 2, 2, 0, 2, 2, 2, 2]
+    assert table["judged_on"].tolist() == [2] * 5 + [3] * 4
     assert table.loc["crops-hard", "train_seconds"] == 0, "judged as it is"
     assert table.loc[alone, "kept"].isna().all() and table.loc[~alone, "kept"].isin(["trained", "start"]).all()
     curves = pd.read_csv(climbed / "tables" / "ladder_curves.csv")
@@ -398,13 +405,39 @@ def test_what_necks_teach_is_kept_if_it_is_better(climbed, monkeypatch, tmp_path
 
 
 def test_a_rung_begins_with_the_weights_of_its_start(climbed, monkeypatch):
-    """`crops-hard` is judged with what `crops-standard` has learned."""
+    """`crops-hard` is judged with what `crops-longer` has learned."""
     seen = {}
     monkeypatch.setattr(rungs._Crops, "judge", lambda self, model, rng: seen.update(model.state_dict()) or {})
     rungs._climb_one(climbed, "crops-hard", SMALL, 1, 0, False)
-    best = torch.load(climbed / "1" / "crops-standard" / "judged.pt", weights_only=True)["model"]
+    best = torch.load(climbed / "1" / "crops-longer" / "judged.pt", weights_only=True)["model"]
     assert seen.keys() == best.keys() and all(torch.equal(seen[name], best[name]) for name in best)
     assert any(not torch.equal(best[name], value) for name, value in rungs.new_model(SMALL, 1).state_dict().items())
+
+
+def test_two_starts_are_their_mean(climbed, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(rungs._Necks, "judge", lambda self, model, rng: {})
+    monkeypatch.setattr(rungs._Necks, "train", lambda self, model, out, seed: seen.update(model.state_dict()) or done)
+    monkeypatch.setattr(rungs.checkpoints, "save", lambda model, path: None)
+    done = SimpleNamespace(seconds=0.0)
+    row = rungs._climb_one(climbed, "necks-standard", SMALL, 1, 0, False)
+    assert row["start"] == "necks-easy + crops-longer"
+    one, two = (
+        torch.load(climbed / "1" / name / "judged.pt", weights_only=True)["model"]
+        for name in ("necks-easy", "crops-longer")
+    )
+    assert seen.keys() == one.keys() and any(not torch.equal(one[name], two[name]) for name in one)
+    assert all(torch.allclose(seen[name], 0.5 * one[name] + 0.5 * two[name], atol=1e-7) for name in one)
+
+
+def test_who_learns_the_same_crops_again_sees_them_in_another_order(climbed, monkeypatch, tmp_path):
+    seeds = []
+    monkeypatch.setattr(rungs.training, "fit", lambda *_, generator, **__: seeds.append(generator.initial_seed()))
+    for name in ("crops-torn", "crops-standard", "crops-longer"):
+        rungs._Crops(climbed / "data", RUNGS[name], SMALL, 0, False).train(None, tmp_path, 3)
+    assert seeds == [3, 3, 1003]
+    before, after = RUNGS["crops-standard"], RUNGS["crops-longer"]
+    assert sets(before, SMALL) == sets(after, SMALL) and before.difficulty == after.difficulty
 
 
 def test_each_lever_is_pulled_once(climbed):
@@ -527,19 +560,20 @@ def test_what_is_said_of_torn_masks_is_of_the_same_patients(climbed, monkeypatch
 def test_necks_that_follow_necks_learn_more_gently(climbed):
     rate = {
         name: rungs._Necks(climbed / "data", RUNGS[name], SMALL, 0, False).rate
-        for name in ("necks-balanced", "necks-easy", "few-boxes")
+        for name in ("necks-balanced", "necks-easy", "necks-standard", "few-boxes")
     }
     assert rate == {
         "necks-balanced": SMALL.neck_rate,
         "necks-easy": SMALL.neck_rate_again,
-        "few-boxes": SMALL.neck_rate_again,
+        "necks-standard": SMALL.neck_rate,
+        "few-boxes": SMALL.neck_rate,
     }
     assert SMALL.neck_rate_again < SMALL.neck_rate
 
 
 def test_a_climb_of_all_rungs_finds_every_start():
     names = list(RUNGS)
-    assert all(RUNGS[name].start in (None, *names[:place]) for place, name in enumerate(names))
+    assert all(set(RUNGS[name].start) <= set(names[:place]) for place, name in enumerate(names))
 
 
 # ------------------------------------------------------------------------------------------------------ command line

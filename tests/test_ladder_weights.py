@@ -119,7 +119,7 @@ def test_a_climb_may_begin_with_weights_that_came_with_the_course(run, tmp_path)
     assert weights.begin(shipped, out, 0) == ["crops-easy"]
     plan.check(out, ["crops-torn"], SMALL, 0)
     begun = rungs.new_model(SMALL, 9)
-    rungs._start(begun, plan.weights_file(out, 0, "crops-easy"))
+    rungs._start(begun, [plan.weights_file(out, 0, "crops-easy")])
     assert all(torch.allclose(a, b, rtol=0.01) for a, b in zip(model.parameters(), begun.parameters(), strict=True))
     checkpoints.save(rungs.new_model(SMALL, 5), plan.weights_file(out, 0, "crops-easy"))
     before = plan.weights_file(out, 0, "crops-easy").read_bytes()

@@ -7,11 +7,13 @@ Each rung trains one model and judges it once, on synthetic patients that neithe
 crops-easy                      one vertebra beside its intact twin, from scratch
 crops-torn                      the same with torn masks, from the weights of crops-easy
 crops-standard                  standard fractures, from the weights of crops-torn
-crops-hard                      the model of crops-standard on hard crops, not trained again
+crops-longer                    the same crops in another order, from the weights of crops-standard
+crops-hard                      the model of crops-longer on hard crops, not trained again
 necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-torn
 necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced
-necks-standard                  the same of the standard set
-few-boxes                       necks-easy again, boxes on 12 % of the studies, as in the real data
+necks-standard                  the same of the standard set, from the mean weights of necks-easy and crops-longer
+few-boxes                       the necks of necks-easy from the weights of crops-torn, boxes on 12 % of them, as in the
+                                real data
 
 But for the first one, training tears the masks (`mask_jitter`), and every model is also judged with torn masks.
 """

@@ -28,39 +28,43 @@ class Rung:
     ----------
     kind : "crops" or "necks"
     difficulty, prevalence : of the phantom
-    start : rung whose weights it begins with, None from scratch
+    start : rungs whose weights it begins with: none from scratch, of two their mean (Wortsman et al. 2022, "Model
+        soups", arXiv 2203.05482: of use only where both come from the same weights, as here from crops-torn)
     trains : False judges the start's model as it is
     first : number of the first neck that it learns from
     boxes : share of the studies whose boxes are told
     torn : masks are torn in training, and of those that choose the epoch
+    again : added to the seed of order and augmentation, for a rung that learns from the crops of its start
     """
 
     kind: str
     difficulty: str
     prevalence: str = ""
-    start: str | None = None
+    start: tuple[str, ...] = ()
     trains: bool = True
     first: int = 0
     boxes: float = 1.0
     torn: bool = True
+    again: int = 0
 
 
 RUNGS = {
     "crops-easy": Rung("crops", "easy", torn=False),
-    "crops-torn": Rung("crops", "easy", start="crops-easy"),
-    "crops-standard": Rung("crops", "standard", start="crops-torn"),
-    "crops-hard": Rung("crops", "hard", start="crops-standard", trains=False),
-    "necks-balanced": Rung("necks", "easy", "balanced", start="crops-torn"),
-    "necks-easy": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000),
-    "necks-standard": Rung("necks", "standard", "rsna", start="necks-easy", first=40_000),
-    "few-boxes": Rung("necks", "easy", "rsna", start="necks-balanced", first=20_000, boxes=BOX_SHARE),
+    "crops-torn": Rung("crops", "easy", start=("crops-easy",)),
+    "crops-standard": Rung("crops", "standard", start=("crops-torn",)),
+    "crops-longer": Rung("crops", "standard", start=("crops-standard",), again=1000),
+    "crops-hard": Rung("crops", "hard", start=("crops-longer",), trains=False),
+    "necks-balanced": Rung("necks", "easy", "balanced", start=("crops-torn",)),
+    "necks-easy": Rung("necks", "easy", "rsna", start=("necks-balanced",), first=20_000),
+    "necks-standard": Rung("necks", "standard", "rsna", start=("necks-easy", "crops-longer"), first=40_000),
+    "few-boxes": Rung("necks", "easy", "rsna", start=("crops-torn",), first=20_000, boxes=BOX_SHARE),
 }
 
 
 def trained(name: str) -> str:
     """The rung itself, or the one whose weights it only judges."""
     while not RUNGS[name].trains:
-        name = RUNGS[name].start
+        (name,) = RUNGS[name].start
     return name
 
 
@@ -82,8 +86,9 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
     for place, name in enumerate(names):
         if name not in RUNGS:
             raise ParameterError("rungs", found=repr(name), expected=", ".join(RUNGS), remedy="name some of these.")
-        start, path = RUNGS[name].start, row_file(out, seed, name)
-        if start is not None and start not in names[:place] and not weights_file(out, seed, trained(start)).exists():
+        for start in RUNGS[name].start:
+            if start in names[:place] or weights_file(out, seed, trained(start)).exists():
+                continue
             shipped = ", or --begin data/weights" if trained(start) in PUBLISHED and seed == 0 else ""
             raise ParameterError(
                 f"rung {name}",
@@ -91,6 +96,7 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
                 expected=f"the weights of {trained(start)}, which it begins with",
                 remedy=f"climb {start} first, name it before {name}{shipped}.",
             )
+        path = row_file(out, seed, name)
         if path.exists():
             check_same_profile(path, RUNGS[name].kind, profile)
         shared = _shared(name, profile)
@@ -122,11 +128,11 @@ def _shared(name: str, profile: Profile) -> set[int]:
     """Necks that judge a rung, and that taught it or a rung it comes from, or chose an epoch there."""
     judging = {(RUNGS[name].kind, number) for number in sets(RUNGS[name], profile)["judge"]}
     seen: set[tuple[str, int]] = set()
-    step: str | None = name
-    while step is not None:
+    steps = [name]
+    for step in steps:  # and those that they come from, which are added on the way
         numbers = sets(RUNGS[step], profile)
         seen |= {(RUNGS[step].kind, number) for part in ("teach", "choose") for number in numbers[part]}
-        step = RUNGS[step].start
+        steps.extend(RUNGS[step].start)
     return {number for _, number in judging & seen}
 
 

@@ -11,6 +11,7 @@ WORDS = {
     "crops-easy": "one vertebra, easy fractures, beside its intact twin",
     "crops-torn": "the same with torn masks",
     "crops-standard": "one vertebra, standard fractures",
+    "crops-longer": "the same once more, from the weights of the row above",
     "crops-hard": "the same model on hard fractures, not trained on them",
     "necks-balanced": "whole necks, easy, each level broken in every second neck",
     "necks-easy": "whole necks, easy, broken as often as in the real data",

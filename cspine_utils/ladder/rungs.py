@@ -80,8 +80,8 @@ def climb(
 def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, progress: bool) -> dict:
     rung, begun = RUNGS[name], time.perf_counter()
     model = new_model(profile, seed)
-    if rung.start is not None:
-        _start(model, weights_file(out, seed, trained(rung.start)))
+    if rung.start:
+        _start(model, [weights_file(out, seed, trained(start)) for start in rung.start])
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
     rendered = time.perf_counter() - begun
@@ -91,7 +91,7 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
         checkpoints.save(model, weights_file(out, seed, name))
     numbers = work.judge(model.eval(), np.random.default_rng(seed))
     return {
-        "rung": name, "seed": seed, "start": rung.start or "scratch", "difficulty": rung.difficulty,
+        "rung": name, "seed": seed, "start": " + ".join(rung.start) or "scratch", "difficulty": rung.difficulty,
         "prevalence": rung.prevalence, "boxes": rung.boxes, "learned_from": work.learned_from if rung.trains else 0,
         "judged_on": work.judged_on, "kept": work.kept, **dict.fromkeys(judge.NUMBERS), **numbers,
         "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
@@ -103,16 +103,23 @@ def _precision(profile: Profile) -> str:
     return training.fast_precision(torch.device("cpu")) if profile.precision == "auto" else profile.precision
 
 
-def _start(model: ViT3D, path: Path) -> None:
-    """Begin with a checkpoint's weights, all of them: a part left at random would look like a rung that resists."""
-    loaded = training.load_matching(model, path)
-    if loaded.kept or loaded.unused:
-        raise TrainingError(
-            path,
-            found=str(loaded),
-            expected="every weight of the model, and no other",
-            remedy="climb all rungs with one profile.",
-        )
+def _start(model: ViT3D, paths: list[Path]) -> None:
+    """Begin with a checkpoint's weights, all of them: a part left at random would look like a rung that resists.
+
+    Of several checkpoints it is the mean of their weights.
+    """
+    found = []
+    for path in paths:
+        loaded = training.load_matching(model, path)
+        if loaded.kept or loaded.unused:
+            raise TrainingError(
+                path,
+                found=str(loaded),
+                expected="every weight of the model, and no other",
+                remedy="climb all rungs with one profile.",
+            )
+        found.append(copy.deepcopy(model.state_dict()))
+    model.load_state_dict({name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]})
 
 
 def new_model(profile: Profile, seed: int) -> ViT3D:
@@ -150,7 +157,8 @@ class _Crops:
         self.choose, self.held_out = (crops.TwinCrops(folder, numbers[part]) for part in ("choose", "judge"))
         if rung.torn:
             self.choose = Torn(self.choose, JITTER, alike=2)
-        self.rate = profile.crop_rate if rung.start is None else profile.crop_rate_again
+        self.rate = profile.crop_rate_again if rung.start else profile.crop_rate
+        self.again = rung.again
         self.profile, self.progress = profile, progress
         self.learned_from, self.judged_on = profile.crop_pairs, profile.crop_judge
 
@@ -159,8 +167,8 @@ class _Crops:
             model, self.taught, self.choose, out=out, epochs=self.profile.crop_epochs,
             batch_size=self.profile.crop_batch, learning_rate=self.rate, schedule="linear",
             warmup_steps=warmup(self.taught, self.profile.crop_batch), weight_decay=0.01, train_sample=64,
-            precision=self.profile.precision, generator=torch.Generator().manual_seed(seed), objective=_objective(),
-            measure=validation_auroc, progress=self.progress,
+            precision=self.profile.precision, generator=torch.Generator().manual_seed(seed + self.again),
+            objective=_objective(), measure=validation_auroc, progress=self.progress,
         )  # fmt: skip
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
@@ -195,7 +203,8 @@ class _Necks:
             store, (self.broken * 0).rename(index=lambda study: f"{study}.twin"), evidence=True
         )
         self.profile, self.progress = profile, progress
-        self.rate = profile.neck_rate if RUNGS[rung.start].kind == "crops" else profile.neck_rate_again
+        of_crops = any(RUNGS[start].kind == "crops" for start in rung.start)
+        self.rate = profile.neck_rate if of_crops else profile.neck_rate_again
         self.learned_from, self.judged_on = profile.necks, profile.necks_judge
         self.before: dict[str, float] = {}
         self.kept = ""
