@@ -339,6 +339,13 @@ CANARIES = [
         "test_ladder.py",
     ),
     Canary(
+        "the second start may have learned from those that judge",
+        "cspine_utils/ladder/plan.py",
+        "steps.extend(RUNGS[step].start)",
+        "steps.extend(RUNGS[step].start[:1])",
+        "test_ladder.py",
+    ),
+    Canary(
         "of two starts the second one alone counts",
         "cspine_utils/ladder/rungs.py",
         "torch.stack([one[name] for one in found]).mean(dim=0)",

@@ -163,6 +163,20 @@ def test_who_judges_had_no_part_in_the_training(name, profile):
         steps.extend(rung.start)
 
 
+def test_patients_of_any_start_are_found_among_those_that_judge(monkeypatch):
+    steps = {
+        "one": Rung("necks", "easy", "rsna"),
+        "two": Rung("necks", "easy", "rsna", first=plan.JUDGE),  # learns from those that judge the others
+        "either": Rung("necks", "easy", "rsna", start=("one", "two")),
+        "later": Rung("necks", "easy", "rsna", start=("either",)),
+        "apart": Rung("necks", "easy", "rsna", start=("one",)),
+    }
+    monkeypatch.setattr(plan, "RUNGS", steps)
+    shared = set(range(plan.JUDGE, plan.JUDGE + min(SMALL.necks, SMALL.necks_judge)))
+    found = {name: plan._shared(name, SMALL) for name in steps}
+    assert found == {"one": set(), "two": set(), "either": shared, "later": shared, "apart": set()}
+
+
 def test_sets_by_hand():
     found = sets(Rung("necks", "easy", "rsna", first=500), replace(SMALL, necks=3, necks_choose=2, necks_judge=4))
     assert {name: list(numbers) for name, numbers in found.items()} == {
@@ -298,6 +312,20 @@ def test_another_profile_in_the_same_folder_is_refused(climbed):
     assert list(kept["rung"]) == ["crops-easy"], "what is of necks alone does not matter to crops"
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"start": ("crops-torn",)}, "start=crops-standard.*start=crops-torn"),
+        ({"difficulty": "hard"}, "difficulty=standard.*difficulty=hard"),
+        ({"boxes": 0.5}, "boxes=1.0.*boxes=0.5"),
+    ],
+)
+def test_a_finished_rung_of_another_plan_is_refused(climbed, monkeypatch, changes, said):
+    monkeypatch.setitem(RUNGS, "crops-longer", replace(RUNGS["crops-longer"], **changes))
+    with pytest.raises(ParameterError, match=f"{said}.*move its folder away"):
+        climb(climbed, SMALL, rungs=["crops-longer"], seed=1)
+
+
 def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
     own = sets(RUNGS["crops-standard"], SMALL)
     work = rungs._Crops(climbed / "data", RUNGS["crops-standard"], SMALL, 0, False)
@@ -308,8 +336,8 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
     assert work.rate == SMALL.crop_rate_again < SMALL.crop_rate
     first = rungs._Crops(climbed / "data", RUNGS["crops-easy"], SMALL, 0, False)
     assert first.taught.jitter is None and isinstance(first.choose, crops.TwinCrops) and first.rate == SMALL.crop_rate
-    for name in ("necks-balanced", "necks-easy", "few-boxes"):
-        rung = RUNGS[name]
+    some = replace(RUNGS["few-boxes"], boxes=0.5)
+    for rung in (RUNGS["necks-balanced"], RUNGS["necks-easy"], RUNGS["necks-standard"], RUNGS["few-boxes"], some):
         work = rungs._Necks(climbed / "data", rung, SMALL, 0, False)
         uids = {
             part: [study_uid(plan.NECKS_SEED, number) for number in numbers]
@@ -322,6 +350,7 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
         assert set(work.broken.index) <= set(uids["judge"]) and (work.broken["patient_overall"] == 1).all()
         assert work.taught.told == set(uids["teach"][: round(rung.boxes * 2)])
         assert np.allclose(work.rates, metrics.base_rates(work.taught.targets.numpy(), smoothing=0.5))
+    assert len(work.taught.told) == 1 < len(work.taught), "the first one of two"
     assert RUNGS["few-boxes"].boxes == pytest.approx(0.116, abs=1e-3)
 
 
@@ -435,7 +464,11 @@ def test_who_learns_the_same_crops_again_sees_them_in_another_order(climbed, mon
     monkeypatch.setattr(rungs.training, "fit", lambda *_, generator, **__: seeds.append(generator.initial_seed()))
     for name in ("crops-torn", "crops-standard", "crops-longer"):
         rungs._Crops(climbed / "data", RUNGS[name], SMALL, 0, False).train(None, tmp_path, 3)
-    assert seeds == [3, 3, 1003]
+    monkeypatch.setattr(rungs._Necks, "_keep_the_better", lambda self, model, start: "")
+    for again in (0, 7):
+        work = rungs._Necks(climbed / "data", replace(RUNGS["necks-easy"], again=again), SMALL, 0, False)
+        work.train(rungs.new_model(SMALL, 1), tmp_path, 3)
+    assert seeds == [3, 3, 1003, 3, 10]
     before, after = RUNGS["crops-standard"], RUNGS["crops-longer"]
     assert sets(before, SMALL) == sets(after, SMALL) and before.difficulty == after.difficulty
 
@@ -557,7 +590,7 @@ def test_what_is_said_of_torn_masks_is_of_the_same_patients(climbed, monkeypatch
     assert rungs.ALL_TORN.clean == 0 and replace(rungs.ALL_TORN, clean=rungs.JITTER.clean) == rungs.JITTER
 
 
-def test_necks_that_follow_necks_learn_more_gently(climbed):
+def test_necks_that_follow_necks_alone_learn_more_gently(climbed):
     rate = {
         name: rungs._Necks(climbed / "data", RUNGS[name], SMALL, 0, False).rate
         for name in ("necks-balanced", "necks-easy", "necks-standard", "few-boxes")
@@ -573,6 +606,7 @@ def test_necks_that_follow_necks_learn_more_gently(climbed):
 
 def test_a_climb_of_all_rungs_finds_every_start():
     names = list(RUNGS)
+    assert all(rung.trains or len(rung.start) == 1 for rung in RUNGS.values()), "one model is judged"
     assert all(set(RUNGS[name].start) <= set(names[:place]) for place, name in enumerate(names))
 
 

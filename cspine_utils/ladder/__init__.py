@@ -2,7 +2,8 @@
 
     python -m cspine_utils.ladder --help
 
-Each rung trains one model and judges it once, on synthetic patients that neither trained it nor chose its epoch:
+Each rung trains one model (crops-hard none) and judges it once, on synthetic patients that neither trained it nor chose
+its epoch:
 
 crops-easy                      one vertebra beside its intact twin, from scratch
 crops-torn                      the same with torn masks, from the weights of crops-easy
@@ -12,8 +13,7 @@ crops-hard                      the model of crops-longer on hard crops, not tra
 necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-torn
 necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced
 necks-standard                  the same of the standard set, from the mean weights of necks-easy and crops-longer
-few-boxes                       the necks of necks-easy from the weights of crops-torn, boxes on 12 % of them, as in the
-                                real data
+few-boxes                       the necks of necks-easy straight from crops-torn, boxes told on the first 12 % of them
 
 But for the first one, training tears the masks (`mask_jitter`), and every model is also judged with torn masks.
 """

@@ -10,7 +10,7 @@ from cspine_utils.errors import ParameterError
 
 from .profiles import Profile
 
-#: Share of the studies with boxes in the RSNA-2022 data: 235 of 2,019.
+#: Share of the studies with boxes in the RSNA-2022 data: 235 of 2,019 (all 235 are fractured, 961 in all are).
 BOX_SHARE = 235 / 2019
 #: Seeds of the phantom. Sets of one rung take different necks of it.
 CROPS_SEED, NECKS_SEED = 11, 12
@@ -29,12 +29,12 @@ class Rung:
     kind : "crops" or "necks"
     difficulty, prevalence : of the phantom
     start : rungs whose weights it begins with: none from scratch, of two their mean (Wortsman et al. 2022, "Model
-        soups", arXiv 2203.05482: of use only where both come from the same weights, as here from crops-torn)
+        soups", arXiv 2203.05482: meant for networks that come from the same weights, as here from crops-torn)
     trains : False judges the start's model as it is
     first : number of the first neck that it learns from
-    boxes : share of the studies whose boxes are told
+    boxes : share of the studies whose boxes are told: the first ones, broken or not
     torn : masks are torn in training, and of those that choose the epoch
-    again : added to the seed of order and augmentation, for a rung that learns from the crops of its start
+    again : added to the seed of order and augmentation, for a rung that learns from what its start has learned from
     """
 
     kind: str
@@ -46,6 +46,14 @@ class Rung:
     boxes: float = 1.0
     torn: bool = True
     again: int = 0
+
+    @property
+    def facts(self) -> dict:
+        """What a row of the table tells of it. A finished rung of other facts is not the rung that is asked for."""
+        return {
+            "start": " + ".join(self.start) or "scratch", "difficulty": self.difficulty,
+            "prevalence": self.prevalence, "boxes": self.boxes,
+        }  # fmt: skip
 
 
 RUNGS = {
@@ -99,6 +107,7 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
         path = row_file(out, seed, name)
         if path.exists():
             check_same_profile(path, RUNGS[name].kind, profile)
+            _check_same_rung(path, RUNGS[name])
         shared = _shared(name, profile)
         if shared:
             raise ParameterError(
@@ -121,6 +130,18 @@ def check_same_profile(path: Path, kind: str, profile: Profile) -> None:
             found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
             expected=", ".join(f"{key}={here[key]}" for key in other),
             remedy="name another out, or the profile that climbed it.",
+        )
+
+
+def _check_same_rung(path: Path, rung: Rung) -> None:
+    there = json.loads(path.read_text())
+    other = [key for key, value in rung.facts.items() if key in there and there[key] != value]
+    if other:
+        raise ParameterError(
+            path,
+            found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
+            expected=", ".join(f"{key}={rung.facts[key]}" for key in other),
+            remedy="move its folder away, and it is climbed again.",
         )
 
 

@@ -17,7 +17,7 @@ class Profile:
     necks, necks_choose, necks_judge : whole studies, likewise
     necks_twins : so many of those that judge are also shown without their fractures
     neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
-    neck_rate_again : of a rung that begins with the weights of another rung of necks: it has less to learn and more to
+    neck_rate_again : of a rung that begins with the weights of rungs of necks alone: it has less to learn and more to
         lose
     lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans

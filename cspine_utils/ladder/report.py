@@ -11,12 +11,12 @@ WORDS = {
     "crops-easy": "one vertebra, easy fractures, beside its intact twin",
     "crops-torn": "the same with torn masks",
     "crops-standard": "one vertebra, standard fractures",
-    "crops-longer": "the same once more, from the weights of the row above",
+    "crops-longer": "standard fractures, as many passes again",
     "crops-hard": "the same model on hard fractures, not trained on them",
     "necks-balanced": "whole necks, easy, each level broken in every second neck",
     "necks-easy": "whole necks, easy, broken as often as in the real data",
     "necks-standard": "whole necks, standard, broken as often as in the real data",
-    "few-boxes": "as the easy ones, but boxes on 12 % of the necks, as in the real data",
+    "few-boxes": "whole necks, easy, as often as in the real data: straight from torn crops, few boxes",
 }
 
 

@@ -91,8 +91,7 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
         checkpoints.save(model, weights_file(out, seed, name))
     numbers = work.judge(model.eval(), np.random.default_rng(seed))
     return {
-        "rung": name, "seed": seed, "start": " + ".join(rung.start) or "scratch", "difficulty": rung.difficulty,
-        "prevalence": rung.prevalence, "boxes": rung.boxes, "learned_from": work.learned_from if rung.trains else 0,
+        "rung": name, "seed": seed, **rung.facts, "learned_from": work.learned_from if rung.trains else 0,
         "judged_on": work.judged_on, "kept": work.kept, **dict.fromkeys(judge.NUMBERS), **numbers,
         "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
         "threads": torch.get_num_threads(), "precision": _precision(profile), "profile": asdict(profile),
@@ -119,7 +118,8 @@ def _start(model: ViT3D, paths: list[Path]) -> None:
                 remedy="climb all rungs with one profile.",
             )
         found.append(copy.deepcopy(model.state_dict()))
-    model.load_state_dict({name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]})
+    if len(found) > 1:
+        model.load_state_dict({name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]})
 
 
 def new_model(profile: Profile, seed: int) -> ViT3D:
@@ -205,6 +205,7 @@ class _Necks:
         self.profile, self.progress = profile, progress
         of_crops = any(RUNGS[start].kind == "crops" for start in rung.start)
         self.rate = profile.neck_rate if of_crops else profile.neck_rate_again
+        self.again = rung.again
         self.learned_from, self.judged_on = profile.necks, profile.necks_judge
         self.before: dict[str, float] = {}
         self.kept = ""
@@ -221,8 +222,8 @@ class _Necks:
             batch_size=self.profile.neck_batch, learning_rate=self.rate, schedule="linear",
             warmup_steps=warmup(self.taught, self.profile.neck_batch), weight_decay=0.01, train_sample=64,
             precision=self.profile.precision, best_by="validation_bce",
-            generator=torch.Generator().manual_seed(seed), objective=_objective(), measure=validation_auroc,
-            augment=Augment(rotate_deg=0.0, scale=0.0, mask=JITTER), progress=self.progress,
+            generator=torch.Generator().manual_seed(seed + self.again), objective=_objective(),
+            measure=validation_auroc, augment=Augment(rotate_deg=0.0, scale=0.0, mask=JITTER), progress=self.progress,
         )  # fmt: skip
         self.kept = self._keep_the_better(model, start)
         return result

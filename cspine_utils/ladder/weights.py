@@ -1,6 +1,6 @@
 """Weights of a rung in a small file that travels with the course: bfloat16, with all that is needed to build the model.
 
-An hour of training fits into 2 MB; the rounding (three significant digits) changes no result that counts.
+Two hours of training fit into 2 MB; the rounding (three significant digits) changes no result that counts.
 """
 
 from __future__ import annotations
