@@ -24,7 +24,7 @@ from cspine_utils.errors import ParameterError
 from cspine_utils.mask_jitter import tear_mask
 
 from . import judge
-from .plan import PUBLISHED, RUNGS, check_same_profile, row_file, weights_file
+from .plan import PUBLISHED, RUNGS, check_same, row_file, weights_file
 from .profiles import Profile
 from .rungs import ALL_TORN, ask, necks_of, new_model
 
@@ -173,7 +173,7 @@ def control(
             remedy=f"climb it first, or --begin data/weights, which has {', '.join(shipped)} of seed 0.",
         )
     if row_file(out, seed, rung).exists():
-        check_same_profile(row_file(out, seed, rung), "necks", profile)
+        check_same(row_file(out, seed, rung), rung, profile)
     held_out, rates = necks_of(out, rung, profile, workers, progress)
     model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
     held, rows = Held(held_out, seed), []

@@ -106,8 +106,7 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
             )
         path = row_file(out, seed, name)
         if path.exists():
-            check_same_profile(path, RUNGS[name].kind, profile)
-            _check_same_rung(path, RUNGS[name])
+            check_same(path, name, profile)
         shared = _shared(name, profile)
         if shared:
             raise ParameterError(
@@ -118,30 +117,24 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
             )
 
 
-def check_same_profile(path: Path, kind: str, profile: Profile) -> None:
-    """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind."""
-    of_others = ("lever", "neck") if kind == "crops" else ("lever", "crop")
-    there, here = json.loads(path.read_text())["profile"], asdict(profile)
-    matter = [key for key in there if key in here and not key.startswith(of_others)]
-    other = [key for key in matter if there[key] != here[key]]
+def check_same(path: Path, name: str, profile: Profile) -> None:
+    """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind, or by
+    another plan."""
+    rung, row = RUNGS[name], json.loads(path.read_text())
+    of_others = ("lever", "neck") if rung.kind == "crops" else ("lever", "crop")
+    matter = {key: value for key, value in asdict(profile).items() if not key.startswith(of_others)}
+    _refuse_other(path, row["profile"], matter, "name another out, or the profile that climbed it.")
+    _refuse_other(path, row, rung.facts, "move its folder away, and it is climbed again.")
+
+
+def _refuse_other(path: Path, there: dict, here: dict, remedy: str) -> None:
+    other = [key for key in here if key in there and there[key] != here[key]]
     if other:
         raise ParameterError(
             path,
             found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
             expected=", ".join(f"{key}={here[key]}" for key in other),
-            remedy="name another out, or the profile that climbed it.",
-        )
-
-
-def _check_same_rung(path: Path, rung: Rung) -> None:
-    there = json.loads(path.read_text())
-    other = [key for key, value in rung.facts.items() if key in there and there[key] != value]
-    if other:
-        raise ParameterError(
-            path,
-            found="a rung climbed with " + ", ".join(f"{key}={there[key]}" for key in other),
-            expected=", ".join(f"{key}={rung.facts[key]}" for key in other),
-            remedy="move its folder away, and it is climbed again.",
+            remedy=remedy,
         )
 
 
