@@ -165,6 +165,8 @@ class TwinCrops(torch.utils.data.Dataset):
         self.folder, self.numbers, self.window = Path(folder), list(numbers), window
         self.closer, self.jitter, self.twins, self.voxels = closer, jitter, twins, voxels
         self.views: dict[int, View] = {}
+        self._last: tuple[int, View | None] | None = None
+        self._shown: list[np.ndarray] = []
         stacks.scale_hu(np.zeros(1, np.float32), window)  # refuses a window that there is not
         absent = [i for i in self.numbers if not _file(self.folder, i).is_file()]
         if absent:
@@ -207,13 +209,11 @@ class TwinCrops(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int):
         pair, side = divmod(index, 2)
-        number = self.numbers[pair]
-        hu, labels, altered = self._read(pair)
-        view = self.views.get(pair) or View((0, 0, 0), *altered.shape[:2])
-        mask = torch.from_numpy(labels[side, ::2])
-        shown = mask if view.torn is None else self.jitter(mask, view.torn)
-        x = torch.from_numpy(_seen(hu[side], shown.numpy(), view, self.window))
-        marked = (mask * torch.from_numpy(altered & (side == BROKEN)))[view.place].float()
+        number, view = self.numbers[pair], self.views.get(pair)
+        hu, labels, altered, shown = self._show(pair, view)
+        view = view or View((0, 0, 0), *altered.shape[:2])
+        x = torch.from_numpy(_seen(hu[side], shown[side], view, self.window))
+        marked = torch.from_numpy((labels[side, ::2] * (altered & (side == BROKEN)))[view.place]).float()
         if not self.voxels:
             marked = torch.full_like(marked, torch.nan)
         x = torch.cat([x, marked[:, None]], dim=1)
@@ -230,7 +230,7 @@ class TwinCrops(torch.utils.data.Dataset):
         return 1.0 if seen and seen >= min(ENOUGH_VOXELS, int(altered.sum())) else float("nan")
 
     def _draw_view(self, pair: int, rng: np.random.Generator) -> View:
-        _, labels, altered = self._read(pair)
+        labels, altered = self._read(pair, "labels", "altered")
         changes = {"mirrored": bool(rng.random() < 0.5), "gain": float(rng.uniform(0.93, 1.07))}
         changes["offset"] = float(rng.uniform(-40, 40))
         changes["torn"] = None if self.jitter is None else int(rng.integers(2**62))
@@ -246,9 +246,22 @@ class TwinCrops(torch.utils.data.Dataset):
         corner = np.clip(middle - extent // 2, 0, np.array(altered.shape) - extent)
         return View(tuple(int(c) for c in corner), frames, size, **changes)
 
-    def _read(self, pair: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _show(self, pair: int, view: View | None) -> list[np.ndarray]:
+        """hu, labels, altered of both twins, and the masks that are shown of them, on the centre slices.
+
+        Kept until another pair is asked for: twins follow each other, and are read and torn once.
+        """
+        if self._last != (pair, view):
+            self._shown = self._read(pair, "hu", "labels", "altered")
+            mask = torch.from_numpy(self._shown[1][:, ::2])
+            torn = mask if view is None or view.torn is None else self.jitter(mask, view.torn)
+            self._shown.append(torn.numpy())
+            self._last = pair, view
+        return self._shown
+
+    def _read(self, pair: int, *names: str) -> list[np.ndarray]:
         with np.load(_file(self.folder, self.numbers[pair])) as file:
-            return file["hu"], file["labels"], file["altered"]
+            return [file[name] for name in names]
 
 
 def _seen(hu: np.ndarray, mask: np.ndarray, view: View, window: str) -> np.ndarray:

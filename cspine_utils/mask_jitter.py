@@ -57,10 +57,10 @@ class MaskJitter:
                 )
 
     def __call__(self, labels: Tensor, seed: int) -> Tensor:
-        """A torn copy of `(f, h, w)` labels, or of a mask channel; no value is new, and what comes in from outside
-        repeats the border. The same seed tears every mask of one shape in the same way."""
-        places = self.places(labels.shape, seed)
-        return labels if places is None else labels[tuple(axis.to(labels.device) for axis in places)]
+        """A torn copy of `(..., f, h, w)` labels, or of mask channels, all of them alike; no value is new, and what
+        comes in from outside repeats the border. The same seed tears every mask of one shape in the same way."""
+        places = self.places(labels.shape[-3:], seed)
+        return labels if places is None else labels[(..., *(axis.to(labels.device) for axis in places))]
 
     def places(self, shape, seed: int) -> Tensor | None:
         """Which voxel of the mask each voxel shows: int64 `(3, f, h, w)`; None, each its own."""

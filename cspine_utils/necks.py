@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from cspine_utils import parallel, phantom, stacks
-from cspine_utils.anatomy import LEVELS, TARGETS
+from cspine_utils.anatomy import LABEL_IDS, LEVELS, TARGETS
 from cspine_utils.errors import CSpineError, ParameterError, StackError, check_whole_number
 from cspine_utils.phantom.cohort import VERSION
 from cspine_utils.phantom.rendering import NECK_MM
@@ -141,7 +141,8 @@ def _render_and_store(task: _Task) -> None:
 class FewBoxes(torch.utils.data.Dataset):
     """A `StackDataset` with evidence that forgets the boxes of fractured studies, but for those that are told.
 
-    An intact study needs no boxes: nothing in it is broken.
+    What needs no boxes stays: nothing is broken in a vertebra whose label says so. The voxels of the fractured ones are
+    NaN, "not told".
 
     Parameters
     ----------
@@ -174,6 +175,9 @@ class FewBoxes(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int):
         x, y = self.dataset[index]
-        if self.dataset.studies[index] not in self.told and y[-1]:
-            x[:, -1] = torch.nan
+        if self.dataset.studies[index] not in self.told:
+            labels, marked = stacks.labels_of(x[:, stacks.CHANNELS - 1]), x[:, -1].clone()
+            for level, broken in zip(LEVELS, y[:-1], strict=True):
+                if broken:  # what is marked as its own beside its mask would tell, too
+                    x[:, -1][(labels == LABEL_IDS[level]) | (marked == LABEL_IDS[level])] = torch.nan
         return x, y

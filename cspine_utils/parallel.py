@@ -19,12 +19,16 @@ import signal
 import subprocess
 import sys
 import traceback
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from cspine_utils.errors import ParameterError
+
+#: Seconds without a single dask worker after which it is said.
+PATIENCE_S = 60.0
 
 _START = (
     "import pickle, sys; sys.path[:] = pickle.load(sys.stdin.buffer); "
@@ -220,6 +224,7 @@ def _on_dask(function: Callable, items: list, client) -> Iterator[tuple]:
     suspects = []
     futures = dict(zip(client.map(_guarded, [function] * len(items), items, pure=False), items, strict=True))
     try:
+        _tell_of_no_workers(client)  # after the work is asked for: some clusters start workers when there is any
         for future in as_completed(list(futures)):
             item = futures.pop(future)
             answer = _dask_answer(future)
@@ -233,6 +238,19 @@ def _on_dask(function: Callable, items: list, client) -> Iterator[tuple]:
             yield item, answer[0] if answer else Failure("its reading ended every dask worker that tried it")
     finally:
         client.cancel(list(futures))
+
+
+def _tell_of_no_workers(client) -> None:
+    """Warn after a while; a cluster of a computing centre may have its reasons, so the work stays asked for."""
+    try:
+        client.wait_for_workers(1, timeout=PATIENCE_S)
+    except TimeoutError:
+        warnings.warn(
+            f"the dask cluster has had no workers for {PATIENCE_S:g} s; the work waits for them. Start some, or "
+            "interrupt (Ctrl-C) and go on without a client: what is done stays done.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
 
 
 def _dask_answer(future) -> tuple | None:

@@ -460,8 +460,15 @@ CANARIES = [
     Canary(
         "a study whose boxes are forgotten counts as intact",
         "cspine_utils/necks.py",
-        "x[:, -1] = torch.nan",
-        "x[:, -1] = 0",
+        "(marked == LABEL_IDS[level])] = torch.nan",
+        "(marked == LABEL_IDS[level])] = 0",
+        "test_necks.py",
+    ),
+    Canary(
+        "intact vertebrae of a study without boxes are forgotten, too",
+        "cspine_utils/necks.py",
+        "                if broken:  # what",
+        "                if True:  # what",
         "test_necks.py",
     ),
     Canary(

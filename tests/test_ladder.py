@@ -235,10 +235,9 @@ def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("embed")}
     torch.save({"model": weights, "settings": {}}, tmp_path / "best.pt")
     with pytest.raises(TrainingError, match="every weight"):
-        rungs._start(model, [tmp_path / "best.pt"])
+        rungs._started(SMALL, 1, [tmp_path / "best.pt"])
     checkpoints.save(model, tmp_path / "best.pt")
-    other = rungs.new_model(SMALL, 1)
-    rungs._start(other, [tmp_path / "best.pt"])
+    other = rungs._started(SMALL, 1, [tmp_path / "best.pt"])
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
 
 
@@ -275,7 +274,7 @@ def test_a_climb_tells_all_rungs(climbed):
     assert list(table["rung"]) == list(RUNGS) and (table["seed"] == 1).all()
     assert list(table.columns) == [
         "rung", "seed", "start", "difficulty", "prevalence", "boxes", "learned_from", "judged_on", "kept",
-        *judge.NUMBERS, "train_seconds", "render_seconds", "threads", "precision",
+        "alone", *judge.NUMBERS, "train_seconds", "render_seconds", "threads", "precision",
     ]  # fmt: skip
     table = table.set_index("rung")
     alone = table.index.str.startswith("crops")
@@ -348,7 +347,8 @@ def test_rungs_learn_and_are_judged_on_the_sets_that_they_say(climbed):
         assert work.choose.jitter == rungs.JITTER
         assert [study.removesuffix(".twin") for study in work.twins.studies] == list(work.broken.index)
         assert set(work.broken.index) <= set(uids["judge"]) and (work.broken["patient_overall"] == 1).all()
-        assert work.taught.told == set(uids["teach"][: round(rung.boxes * 2)])
+        labels = pd.Series(work.taught.targets[:, -1].numpy(), index=uids["teach"])
+        assert work.taught.told == set(labels.index[labels == 1][: round(rung.boxes * len(labels))])
         assert np.allclose(work.rates, metrics.base_rates(work.taught.targets.numpy(), smoothing=0.5))
     assert len(work.taught.told) == 1 < len(work.taught), "the first one of two"
     assert RUNGS["few-boxes"].boxes == pytest.approx(0.116, abs=1e-3)
@@ -448,6 +448,10 @@ def test_two_starts_are_their_mean(climbed, monkeypatch):
     monkeypatch.setattr(rungs._Necks, "judge", lambda self, model, rng: {})
     monkeypatch.setattr(rungs._Necks, "train", lambda self, model, out, seed: seen.update(model.state_dict()) or done)
     monkeypatch.setattr(rungs.checkpoints, "save", lambda model, path: None)
+    judged = []
+    monkeypatch.setattr(
+        rungs._Necks, "auroc", lambda self, model: judged.append(model.state_dict()) or 0.7 + len(judged)
+    )
     done = SimpleNamespace(seconds=0.0)
     row = rungs._climb_one(climbed, "necks-standard", SMALL, 1, 0, False)
     assert row["start"] == "necks-easy + crops-longer"
@@ -457,6 +461,19 @@ def test_two_starts_are_their_mean(climbed, monkeypatch):
     )
     assert seen.keys() == one.keys() and any(not torch.equal(one[name], two[name]) for name in one)
     assert all(torch.allclose(seen[name], 0.5 * one[name] + 0.5 * two[name], atol=1e-7) for name in one)
+    assert row["alone"] == "1.7000 + 2.7000" and len(judged) == 2, "each start is judged by itself, in their order"
+    for alone, weights_ in zip(judged, (one, two), strict=True):
+        assert alone.keys() == weights_.keys() and all(torch.equal(alone[name], weights_[name]) for name in alone)
+
+
+def test_a_start_alone_is_judged_within_levels_on_those_that_judge(climbed):
+    """Of the same weights it says what the row of their own rung says."""
+    table = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung")
+    assert table.loc[table["alone"].notna()].index.tolist() == ["necks-standard"]
+    for name, kind in (("crops-standard", rungs._Crops), ("necks-easy", rungs._Necks)):
+        work = kind(climbed / "data", RUNGS[name], SMALL, 0, False)
+        model = rungs._started(SMALL, 1, [plan.weights_file(climbed, 1, name)])
+        assert work.auroc(model) == pytest.approx(table.loc[name, "auroc"], abs=1e-4, nan_ok=True)
 
 
 def test_who_learns_the_same_crops_again_sees_them_in_another_order(climbed, monkeypatch, tmp_path):

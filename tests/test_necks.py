@@ -5,6 +5,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from cspine_utils import necks, phantom, stacks
 from cspine_utils.anatomy import CERVICAL_IDS, LABEL_IDS, LEVELS, TARGETS
@@ -188,21 +189,37 @@ def test_necks_that_cannot_be_are_refused_before_a_folder_is_made(tmp_path, wron
 # ------------------------------------------------------------------------------------------------------------ few boxes
 
 
-def test_few_boxes_forget_those_of_fractured_studies_that_are_not_told(store):
+def test_few_boxes_forget_the_fractured_levels_of_studies_that_are_not_told(store):
     folder, labels, _ = store
     full = stacks.StackDataset(folder, labels, evidence=True)
     broken = [study for study in labels.index if labels.loc[study, "patient_overall"]]
+    assert broken and labels.loc[broken, list(LEVELS)].eq(0).any(axis=None), "an intact level in a broken neck"
     for told in ([], broken[:1], broken):
         few = FewBoxes(full, told)
         assert len(few) == len(full) and few.targets is full.targets
         for index, study in enumerate(full.studies):
             (x, y), (whole, target) = few[index], full[index]
-            forgotten = study in broken and study not in told
-            assert x[:, 6].isnan().all() == forgotten
+            names = stacks.labels_of(whole[:, 5]).numpy()
+            levels = [] if study in told else [LABEL_IDS[level] for level in LEVELS if labels.loc[study, level]]
+            forgotten = np.isin(names, levels) | np.isin(whole[:, 6].numpy(), levels)
+            assert np.array_equal(x[:, 6].isnan().numpy(), forgotten) and forgotten.any() == bool(levels)
+            assert np.array_equal(x[:, 6].numpy()[~forgotten], whole[:, 6].numpy()[~forgotten])
             assert np.array_equal(x[:, :6], whole[:, :6]) and np.array_equal(y, target)
-            assert forgotten or np.array_equal(x[:, 6], whole[:, 6])
     prints = [data.fingerprint for data in (full, FewBoxes(full, []), FewBoxes(full, broken))]
     assert len(set(prints)) == 3 and FewBoxes(full, broken[::-1]).fingerprint == prints[2]
+
+
+def test_marks_beside_the_mask_are_forgotten_too(store):
+    folder, labels, _ = store
+    full = stacks.StackDataset(folder, labels, evidence=True)
+    index = next(i for i, study in enumerate(full.studies) if labels.loc[study, "patient_overall"])
+    x, y = full[index]
+    level, other = (next(i for i, told in enumerate(y[:-1]) if told == wanted) for wanted in (1, 0))
+    x[0, 6, 0, :2] = torch.tensor([LABEL_IDS[LEVELS[level]], LABEL_IDS[LEVELS[other]]])
+    assert (stacks.labels_of(x[0, 5, 0, :2]) == 0).all()
+    full.__class__ = type("Marked", (stacks.StackDataset,), {"__getitem__": lambda self, i: (x.clone(), y)})
+    seen = FewBoxes(full, [])[index][0][0, 6, 0, :2]
+    assert seen[0].isnan() and seen[1] == LABEL_IDS[LEVELS[other]]
 
 
 def test_boxes_of_others_and_of_nobody_are_refused(store):

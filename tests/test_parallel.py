@@ -3,7 +3,9 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+import warnings
 
 import by_name
 import psutil
@@ -66,6 +68,18 @@ def test_a_killed_dask_worker_loses_nothing(client, tmp_path):
     assert found == {n: n * n for n in range(9) if n != 3}
     once = [(n, str(tmp_path)) for n in range(9)]
     assert results(by_name.kill_once, once, client=client) == {(n, str(tmp_path)): n * n for n in range(9)}
+
+
+def test_a_cluster_without_workers_is_told_and_waited_for(monkeypatch):
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+    with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        threading.Timer(1.5, cluster.scale, [1]).start()
+        with pytest.warns(RuntimeWarning, match="no workers for 0.2 s.*Ctrl-C"):
+            assert results(by_name.square, range(9), client=client) == SQUARES
+        with warnings.catch_warnings(action="error"):
+            assert results(by_name.square, range(9), client=client) == SQUARES
 
 
 @pytest.mark.parametrize("workers", [0, 2])

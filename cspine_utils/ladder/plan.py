@@ -32,7 +32,7 @@ class Rung:
         soups", arXiv 2203.05482: meant for networks that come from the same weights, as here from crops-torn)
     trains : False judges the start's model as it is
     first : number of the first neck that it learns from
-    boxes : share of the studies whose boxes are told: the first ones, broken or not
+    boxes : share of the studies whose boxes are told: those of the first broken ones, 1 of all
     torn : masks are torn in training, and of those that choose the epoch
     again : added to the seed of order and augmentation, for a rung that learns from what its start has learned from
     """

@@ -79,12 +79,12 @@ def climb(
 
 def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, progress: bool) -> dict:
     rung, begun = RUNGS[name], time.perf_counter()
-    model = new_model(profile, seed)
-    if rung.start:
-        _start(model, [weights_file(out, seed, trained(start)) for start in rung.start])
+    starts = [weights_file(out, seed, trained(start)) for start in rung.start]
+    model = _started(profile, seed, starts)
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
     rendered = time.perf_counter() - begun
+    alone = [work.auroc(_started(profile, seed, [start])) for start in starts] if len(starts) > 1 else []
     seconds = 0.0
     if rung.trains:
         seconds = work.train(model, out / str(seed) / name, seed).seconds
@@ -92,7 +92,8 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
     numbers = work.judge(model.eval(), np.random.default_rng(seed))
     return {
         "rung": name, "seed": seed, **rung.facts, "learned_from": work.learned_from if rung.trains else 0,
-        "judged_on": work.judged_on, "kept": work.kept, **dict.fromkeys(judge.NUMBERS), **numbers,
+        "judged_on": work.judged_on, "kept": work.kept, "alone": " + ".join(f"{auroc:.4f}" for auroc in alone),
+        **dict.fromkeys(judge.NUMBERS), **numbers,
         "train_seconds": round(seconds, 1), "render_seconds": round(rendered, 1),
         "threads": torch.get_num_threads(), "precision": _precision(profile), "profile": asdict(profile),
     }  # fmt: skip
@@ -102,12 +103,12 @@ def _precision(profile: Profile) -> str:
     return training.fast_precision(torch.device("cpu")) if profile.precision == "auto" else profile.precision
 
 
-def _start(model: ViT3D, paths: list[Path]) -> None:
-    """Begin with a checkpoint's weights, all of them: a part left at random would look like a rung that resists.
+def _started(profile: Profile, seed: int, paths: list[Path]) -> ViT3D:
+    """A model with a checkpoint's weights, all of them: a part left at random would look like a rung that resists.
 
-    Of several checkpoints it is the mean of their weights.
+    Of several checkpoints it is the mean of their weights, of none they are random.
     """
-    found = []
+    model, found = new_model(profile, seed), []
     for path in paths:
         loaded = training.load_matching(model, path)
         if loaded.kept or loaded.unused:
@@ -120,6 +121,7 @@ def _start(model: ViT3D, paths: list[Path]) -> None:
         found.append(copy.deepcopy(model.state_dict()))
     if len(found) > 1:
         model.load_state_dict({name: torch.stack([one[name] for one in found]).mean(dim=0) for name in found[0]})
+    return model.eval()
 
 
 def new_model(profile: Profile, seed: int) -> ViT3D:
@@ -171,6 +173,11 @@ class _Crops:
             objective=_objective(), measure=validation_auroc, progress=self.progress,
         )  # fmt: skip
 
+    def auroc(self, model: ViT3D) -> float:
+        """Within levels, on those that judge."""
+        y, p = training.predict(model, self.held_out, batch_size=14, objective=_objective())
+        return ranking.within_level_auroc(y, p, self.held_out.patients)
+
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = training.predict(model, self.held_out, batch_size=14, objective=_objective())
         torn = Torn(self.held_out, ALL_TORN, alike=2)
@@ -193,7 +200,8 @@ class _Necks:
         labels = [necks.render_necks(store, len(n), first=n.start, **settings) for n in numbers.values()]
         necks.render_necks(store, profile.necks_twins, first=numbers["judge"].start, twins=True, **settings)
         self.rates = metrics.base_rates(labels[0], smoothing=metrics.SMOOTHING)
-        told = labels[0].index[: round(rung.boxes * len(labels[0]))]
+        broken = labels[0].index[labels[0]["patient_overall"] == 1]
+        told = broken[: round(rung.boxes * len(labels[0]))]
         self.taught = necks.FewBoxes(stacks.StackDataset(store, labels[0], evidence=True), told)
         self.choose, self.held_out = (stacks.StackDataset(store, part, evidence=True) for part in labels[1:])
         self.choose = Torn(self.choose, JITTER)
@@ -240,6 +248,10 @@ class _Necks:
         kept = min(losses, key=losses.get)
         model.load_state_dict(found[kept])
         return kept
+
+    def auroc(self, model: ViT3D) -> float:
+        """Within levels, on those that judge."""
+        return ranking.within_level_auroc(*ask(model, self.held_out))
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = ask(model, self.held_out)
