@@ -213,6 +213,20 @@ CANARIES = [
         "test_heads.py",
     ),
     Canary(
+        "the true mask is shown where a predicted one is announced",
+        "cspine_utils/ladder/controls.py",
+        "return _with_mask(x, torch.from_numpy(stacks.scale_labels(drawn.astype(np.float32))))",
+        "return x",
+        "test_ladder_controls.py",
+    ),
+    Canary(
+        "a segmenter learns from the necks that it is to draw on",
+        "cspine_utils/ladder/masks.py",
+        "((teach, profile.mask_necks), (choose, 8))",
+        "((choose, profile.mask_necks), (choose, 8))",
+        "test_ladder_masks.py",
+    ),
+    Canary(
         "a broken crop is compared with another patient's twin",
         "cspine_utils/ladder/judge.py",
         "told[0::2] > told[1::2]",

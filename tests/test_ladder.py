@@ -35,8 +35,8 @@ from cspine_utils.phantom.study import study_uid
 #: The smallest that has everything.
 SMALL = Profile(
     crop_pairs=2, crop_choose=2, crop_judge=2, crop_epochs=1, crop_batch=2, necks=2, necks_choose=1, necks_judge=3,
-    necks_twins=2, neck_epochs=1, neck_batch=2, lever_epochs=1, lever_batch=2, study_size=48,
-    dim=12, depth=1, precision="32-true",
+    necks_twins=2, neck_epochs=1, neck_batch=2, mask_necks=2, mask_epochs=1, lever_epochs=1, lever_batch=2,
+    study_size=48, dim=12, depth=1, precision="32-true",
 )  # fmt: skip
 
 
@@ -569,6 +569,10 @@ def test_controls_judge_the_weights_and_the_necks_of_the_row(climbed):
     assert table.loc["as it is", same].to_list() == pytest.approx(row[same].to_list(), abs=2e-4)
     assert (table["constant"] == row["constant"]).sum() >= 6, "the same necks"
     assert table["loss"].nunique() > 4, "and each control changes what is said of them"
+    dice = table["dice"]
+    assert dice["as it is"] == dice["breaks filled"] == dice["labels of other necks"] == 1 and dice["no mask"] == 0
+    assert dice[["mask 1 voxel beside", "mask torn", "mask predicted"]].between(0, 0.99).all()
+    assert (climbed / "1" / "necks-easy" / "segmenter" / "best.pt").exists()
     said = pd.read_csv(climbed / "tables" / "predictions.csv")
     y, p = (said[[prefix + target for target in TARGETS]].to_numpy(float) for prefix in ("", "p_"))
     assert metrics.plain_bce_per_study(y, p).mean() == pytest.approx(row["loss"], abs=2e-4)

@@ -94,6 +94,36 @@ def test_no_mask_and_the_mask_of_another():
     assert np.array_equal(labels_in(strange)[2:], labels_in(x)[:-2]) and torch.equal(strange[:, :5], x[:, :5])
 
 
+def test_a_predicted_mask_is_the_one_drawn_on_the_same_neck(monkeypatch):
+    data = Lower([(3,), (), (3, 5)])
+    data.store, data.studies = "there", ["a", "b", "c"]
+    held = Held(data, seed=4, net="the network")
+    monkeypatch.setattr(controls.stacks, "open_study", lambda store, study: (store, study))
+    drawn = np.zeros(SHAPE, np.uint8)
+    drawn[2:5, 3, 4:9], drawn[7, 6, 5] = 3, 7
+    asked = []
+    monkeypatch.setattr(controls.masks, "draw", lambda net, stored: asked.append((net, *stored)) or drawn)
+    x, _ = data[2]
+    shown = controls.mask_predicted(x, held, 2)
+    assert asked == [("the network", "there", "c")] and np.array_equal(labels_in(shown), drawn)
+    assert torch.equal(shown[:, :5], x[:, :5]) and torch.equal(shown[:, 6], x[:, 6])
+
+
+def test_dice_of_the_masks_that_were_shown(held):
+    found = {}
+    for name in ("as it is", "mask 3 voxels beside", "no mask", "breaks filled"):
+        changed = Changed(held, CONTROLS[name])
+        assert changed.dice == {}
+        x, _ = changed[2]
+        found[name] = changed.dice.pop(2)
+        assert not changed.dice
+        if name == "mask 3 voxels beside":  # blocks of 5 frames that moved by 3 along each axis
+            sizes = [[s.stop - s.start for s in block] for block in BLOCKS.values()]
+            by_hand = np.mean([np.prod([n - 3 for n in size]) / np.prod(size) for size in sizes])
+            assert found.pop(name) == pytest.approx(by_hand)
+    assert found == {"as it is": 1, "no mask": 0, "breaks filled": 1}
+
+
 def test_breaks_are_filled_and_as_much_of_intact_vertebrae(held):
     soft = float(stacks.scale_hu(np.array([controls.FILL_HU], np.float32), "bone")[0])
     holes = {}

@@ -2,7 +2,7 @@
 
 The held-out necks are shown once as they are and once for each control. With the labels of other necks or with every
 break filled up there is nothing to tell; without a mask the break is there, but the head does not know whose it is; a
-mask that is a little wrong, as a predicted one is, should cost little.
+mask that is a little wrong, and one that a network has drawn, should cost little.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
 from cspine_utils.augment import NO_LABEL
 from cspine_utils.errors import ParameterError
 from cspine_utils.mask_jitter import tear_mask
+from cspine_utils.models.segmentation import Segmenter
 
-from . import judge
+from . import judge, masks
 from .plan import PUBLISHED, RUNGS, check_same, row_file, weights_file
 from .profiles import Profile
 from .rungs import ALL_TORN, ask, necks_of, new_model
@@ -36,10 +37,10 @@ FILL_HU = 50.0
 
 
 class Held:
-    """The held-out necks of a rung, and what the controls need to know of the others than the one at hand."""
+    """The held-out necks of a rung, and what the controls need beside the one at hand: the others, and a segmenter."""
 
-    def __init__(self, dataset: stacks.StackDataset, seed: int):
-        self.dataset, self.seed = dataset, seed
+    def __init__(self, dataset: stacks.StackDataset, seed: int, net: Segmenter | None = None):
+        self.dataset, self.seed, self.net = dataset, seed, net
         self._holes: dict[int, list[np.ndarray]] | None = None
 
     def generator(self, index: int) -> np.random.Generator:
@@ -77,6 +78,12 @@ def mask_moved(x: Tensor, held: Held, index: int, by: int) -> Tensor:
 def mask_torn(x: Tensor, held: Held, index: int) -> Tensor:
     """As in training, but every one."""
     return tear_mask(x, ALL_TORN, held.seed + index)
+
+
+def mask_predicted(x: Tensor, held: Held, index: int) -> Tensor:
+    """As a network draws it that has seen necks which teach."""
+    drawn = masks.draw(held.net, stacks.open_study(held.dataset.store, held.dataset.studies[index]))
+    return _with_mask(x, torch.from_numpy(stacks.scale_labels(drawn.astype(np.float32))))
 
 
 def mask_of_another(x: Tensor, held: Held, index: int) -> Tensor:
@@ -125,6 +132,7 @@ CONTROLS = {
     "mask 1 voxel beside": Control(mask_moved, (1,)),
     "mask 3 voxels beside": Control(mask_moved, (3,)),
     "mask torn": Control(mask_torn),
+    "mask predicted": Control(mask_predicted),
     "mask of another neck": Control(mask_of_another),
     "no mask": Control(no_mask),
     "breaks filled": Control(breaks_filled),
@@ -133,10 +141,15 @@ CONTROLS = {
 
 
 class Changed(Dataset):
-    """The held-out necks after one control: x `(f, 7, h, w)`, y `(8,)`."""
+    """The held-out necks after one control: x `(f, 7, h, w)`, y `(8,)`.
+
+    Attributes
+    ----------
+    dice : of each neck that was asked for, the mean Dice of C1-C7 of the mask that it shows with the true one
+    """
 
     def __init__(self, held: Held, control: Control):
-        self.held, self.control = held, control
+        self.held, self.control, self.dice = held, control, {}
         self.targets = held.dataset.targets
         if control.labels_of_others:
             order = np.random.default_rng(held.seed).permutation(len(self.targets))
@@ -147,7 +160,9 @@ class Changed(Dataset):
 
     def __getitem__(self, index: int):
         x, _ = self.held.dataset[index]
-        return self.control.change(x, self.held, index, *self.control.options), self.targets[index]
+        changed = self.control.change(x, self.held, index, *self.control.options)
+        self.dice[index] = masks.dice(*(stacks.labels_of(z[:, _MASK]).numpy() for z in (x, changed)))
+        return changed, self.targets[index]
 
 
 def control(
@@ -158,8 +173,9 @@ def control(
 
     Returns
     -------
-    (numbers, predictions) : one row a control: control, rung, seed, judged_on, and the numbers of `judge.of_necks`; one
-        row a neck: rung, seed, study, then of every target <target> (0 or 1) and p_<target>, the necks as they are
+    (numbers, predictions) : one row a control: control, rung, seed, judged_on, dice (mean of `Changed.dice`), and the
+        numbers of `judge.of_necks`; one row a neck: rung, seed, study, then of every target <target> (0 or 1) and
+        p_<target>, the necks as they are
 
     Raises ParameterError for a rung of crops, or one without weights in `out`, or of another profile.
     """
@@ -174,9 +190,12 @@ def control(
         )
     if row_file(out, seed, rung).exists():
         check_same(row_file(out, seed, rung), rung, profile)
-    held_out, rates = necks_of(out, rung, profile, workers, progress)
+    held_out, rates, teach, choose = necks_of(out, rung, profile, workers, progress)
+    net = None
+    if any(CONTROLS[name].change is mask_predicted for name in names):
+        net = masks.train(teach, choose, out / str(seed) / rung / "segmenter", profile, seed, progress)
     model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
-    held, rows = Held(held_out, seed), []
+    held, rows = Held(held_out, seed, net), []
     y, p = ask(model, held_out)
     said = pd.DataFrame({"rung": rung, "seed": seed, "study": held_out.studies})
     for k, target in enumerate(TARGETS):
@@ -184,9 +203,12 @@ def control(
     for name in names:
         changed = Changed(held, CONTROLS[name])
         # What is said of necks as they are does not depend on the labels that it is compared with.
-        y_, p_ = (changed.targets.numpy(), p) if CONTROLS[name].change is as_it_is else ask(model, changed)
+        y_, p_, dice = changed.targets.numpy(), p, 1.0
+        if CONTROLS[name].change is not as_it_is:
+            y_, p_ = ask(model, changed)
+            dice = float(np.mean(list(changed.dice.values())))
         numbers = judge.of_necks(y_, p_, rates, np.random.default_rng(seed))
-        rows.append({"control": name, "rung": rung, "seed": seed, "judged_on": len(y), **numbers})
+        rows.append({"control": name, "rung": rung, "seed": seed, "judged_on": len(y), "dice": dice, **numbers})
     return pd.DataFrame(rows), said
 
 

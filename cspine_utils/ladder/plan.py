@@ -121,7 +121,7 @@ def check_same(path: Path, name: str, profile: Profile) -> None:
     """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind, or by
     another plan."""
     rung, row = RUNGS[name], json.loads(path.read_text())
-    of_others = ("lever", "neck") if rung.kind == "crops" else ("lever", "crop")
+    of_others = ("lever", "mask", "neck") if rung.kind == "crops" else ("lever", "mask", "crop")
     matter = {key: value for key, value in asdict(profile).items() if not key.startswith(of_others)}
     _refuse_other(path, row["profile"], matter, "name another out, or the profile that climbed it.")
     _refuse_other(path, row, rung.facts, "move its folder away, and it is climbed again.")

@@ -19,6 +19,7 @@ class Profile:
     neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
     neck_rate_again : of a rung that begins with the weights of rungs of necks alone: it has less to learn and more to
         lose
+    mask_necks, mask_epochs : of the segmenter that draws masks for a control; 87 real studies have label maps
     lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans
     dim, depth : of the transformer
@@ -40,6 +41,8 @@ class Profile:
     neck_batch: int = 4
     neck_rate: float = 5e-4
     neck_rate_again: float = 1e-4
+    mask_necks: int = 80
+    mask_epochs: int = 15
     lever_pairs: int = 350
     lever_epochs: int = 8
     lever_batch: int = 16
@@ -52,7 +55,8 @@ class Profile:
 PROFILES = {
     "tiny": Profile(
         crop_pairs=14, crop_choose=7, crop_judge=14, crop_epochs=1, crop_batch=8, necks=6, necks_choose=4,
-        necks_judge=8, necks_twins=8, neck_epochs=1, neck_batch=2, lever_pairs=14, lever_epochs=1, lever_batch=8,
+        necks_judge=8, necks_twins=8, neck_epochs=1, neck_batch=2, mask_necks=2, mask_epochs=1,
+        lever_pairs=14, lever_epochs=1, lever_batch=8,
         study_size=64, dim=48, depth=1, precision="32-true",
     ),
     "laptop": Profile(),

@@ -265,9 +265,10 @@ class _Necks:
 
 
 def necks_of(out: Path, name: str, profile: Profile, workers: int, progress: bool):
-    """(necks that judge a rung, `(8,)` base rates of those that taught it); rendered if they are not there."""
+    """(necks that judge a rung, `(8,)` base rates of those that taught it, those, and those that chose the epoch); they
+    are rendered if they are not there."""
     work = _Necks(out / "data", RUNGS[name], profile, workers, progress)
-    return work.held_out, work.rates
+    return work.held_out, work.rates, work.taught.dataset, work.choose.dataset
 
 
 def ask(model: ViT3D, necks_: torch.utils.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
