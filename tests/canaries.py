@@ -313,8 +313,8 @@ CANARIES = [
     Canary(
         "what is broken loses its name where the mask is torn",
         "cspine_utils/crops.py",
-        "marked = (mask * torch.from_numpy",
-        "marked = (shown * torch.from_numpy",
+        "marked = torch.from_numpy((labels[side, ::2] * ",
+        "marked = torch.from_numpy((shown[side] * ",
         "test_crops.py",
     ),
     Canary(
