@@ -17,6 +17,7 @@ from cspine_utils.objectives import SEGMENTATION
 from cspine_utils.volume import Volume
 
 from .profiles import Profile
+from .rungs import warmup
 
 #: Grid of the network, mm, and what it sees at once, 128 mm along each axis: more than a stack shows.
 SPACING_MM, PATCH = 2.0, (64, 64, 64)
@@ -52,7 +53,7 @@ def train(
         sets.append(segment.PatchDataset(cases, net, length=len(cases), fixed=dataset is choose))
     training.fit(
         net, *sets, out=out, epochs=profile.mask_epochs, batch_size=_BATCH, learning_rate=_RATE, schedule="linear",
-        warmup_steps=min(20, len(sets[0]) // _BATCH), train_sample=8, objective=SEGMENTATION,
+        warmup_steps=warmup(sets[0], _BATCH), train_sample=8, objective=SEGMENTATION,
         generator=torch.Generator().manual_seed(seed), progress=progress,
     )  # fmt: skip
     return net.eval()
