@@ -14,7 +14,7 @@ from cspine_utils.volume import Volume
 
 #: A stack of 48 slices, and its frames.
 COUNT, SIDE = 48, 24
-PROFILE = replace(PROFILES["tiny"], mask_necks=8, mask_epochs=50)
+PROFILE = replace(PROFILES["tiny"], mask_necks=8, mask_epochs=30)
 
 
 def neck(store, name, seed):
@@ -28,7 +28,7 @@ def neck(store, name, seed):
     for label, above, below in zip((2, 3, 4), borders, borders[1:], strict=False):
         rows, columns = rng.integers((4, 6), (13, 20))
         mask[above:below, 20 - rows : 20 + rows, 25 - columns : 25 + columns] = label
-    hu = np.where(mask > 0, 150 * mask.astype(float), -100) + rng.normal(0, 20, mask.shape)
+    hu = np.where(mask > 0, 250 * mask.astype(float), -100) + rng.normal(0, 20, mask.shape)
     affine = np.zeros((4, 4))
     affine[2, 0], affine[1, 1], affine[0, 2], affine[3, 3] = -2, -1.5, -1, 1
     volume = Volume(hu.astype(np.int16), affine)
@@ -41,7 +41,7 @@ def neck(store, name, seed):
 @pytest.fixture(scope="module")
 def store(tmp_path_factory):
     folder = tmp_path_factory.mktemp("stacks")
-    for number in range(11):
+    for number in range(13):
         neck(folder, f"n{number}", seed=number)
     return folder
 
@@ -72,16 +72,20 @@ def trained(store, tmp_path_factory):
 
 
 def test_it_draws_the_masks_of_necks_that_it_has_not_seen(store, trained):
+    """Better than the masks of those that it has seen are, each laid over it: those know where a neck lies in a stack."""
     net, _ = trained
     torch.manual_seed(1)
     untrained = type(net)(**net.config).eval()
-    for number in (9, 10):
+    seen = [stacks.open_study(store, f"n{n}").labels[::2] for n in range(8)]
+    rows = []
+    for number in range(9, 13):
         stored = stacks.open_study(store, f"n{number}")
-        true = stored.labels[::2]
-        drawn = masks.draw(net, stored)
+        drawn, true = masks.draw(net, stored), stored.labels[::2]
         assert drawn.shape == (COUNT // 2, SIDE, SIDE) and drawn.dtype == np.uint8
-        others = [masks.dice(true, stacks.open_study(store, f"n{n}").labels[::2]) for n in range(8)]
-        assert masks.dice(true, drawn) > max(others) > masks.dice(true, masks.draw(untrained, stored))
+        others = np.mean([masks.dice(true, other) for other in seen])
+        rows.append([masks.dice(true, drawn), others, masks.dice(true, masks.draw(untrained, stored))])
+    of_net, of_others, of_untrained = np.mean(rows, axis=0)
+    assert of_net > of_others + 0.1 > of_untrained + 0.4
 
 
 def test_a_finished_training_is_not_done_again_and_learns_from_as_many_as_it_may(store, trained, monkeypatch):
