@@ -72,7 +72,7 @@ def trained(store, tmp_path_factory):
 
 
 def test_it_draws_the_masks_of_necks_that_it_has_not_seen(store, trained):
-    """Better than the masks of those that it has seen are, each laid over it: those know where a neck lies in a stack."""
+    """Better than the masks that it has learned from, each laid over them: those know where a neck lies in a stack."""
     net, _ = trained
     torch.manual_seed(1)
     untrained = type(net)(**net.config).eval()
