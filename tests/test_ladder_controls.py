@@ -109,6 +109,25 @@ def test_a_predicted_mask_is_the_one_drawn_on_the_same_neck(monkeypatch):
     assert torch.equal(shown[:, :5], x[:, :5]) and torch.equal(shown[:, 6], x[:, 6])
 
 
+def test_dark_voxels_are_left_out_of_the_mask(held):
+    """A block of 800 HU with a gap of 50 HU, three voxels wide: the gap's middle is dark, its sides are half bone."""
+    x, _ = held.dataset[0]
+    bone, gap = (float(stacks.scale_hu(np.array([hu], np.float32), "bone")[0]) for hu in (800.0, 50.0))
+    x[:, :5] = gap
+    x[2:10, :5, 6:22, 4:20] = bone  # one voxel more than the block on every side
+    x[2:10, :5, 6:22, 10:13] = gap
+    left = labels_in(controls.mask_without_dark(x, held, 0)) == 3
+    before = labels_in(x) == 3
+    assert before[BLOCKS[3]].all() and not (left & ~before).any()
+    gone = (before & ~left).nonzero()
+    assert set(gone[2]) == {11}, "the mean at the gap's sides is (2 * 50 + 800) / 3 = 300 HU"
+    assert len(gone[0]) == 5 * 12, "all of the middle"
+    changed = controls.mask_without_dark(x, held, 0)
+    assert torch.equal(changed[:, :5], x[:, :5]) and torch.equal(changed[:, 6], x[:, 6])
+    x[:, 2] = gap  # the centre slice counts
+    assert not labels_in(controls.mask_without_dark(x, held, 0)).any()
+
+
 def test_dice_of_the_masks_that_were_shown(held):
     found = {}
     for name in ("as it is", "mask 3 voxels beside", "no mask", "breaks filled"):

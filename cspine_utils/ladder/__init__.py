@@ -13,9 +13,10 @@ crops-hard                      the model of crops-longer on hard crops, not tra
 necks-balanced                  whole easy necks, every second vertebra of some broken, from the weights of crops-torn
 necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced
 necks-standard                  the same of the standard set, from the mean weights of necks-easy and crops-longer
-few-boxes                       the necks of necks-easy straight from crops-torn, boxes told on the first 12 % of them
+few-boxes                       the necks of necks-easy straight from crops-torn, boxes told of 12 % of them, all broken
 
-But for the first one, training tears the masks (`mask_jitter`), and every model is also judged with torn masks.
+But for the first one, training tears the masks (`mask_jitter`), and every model is also judged with torn masks; under
+`--controls` a rung of necks also with masks that a network has drawn.
 """
 
 from .plan import RUNGS, sets

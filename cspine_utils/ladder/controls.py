@@ -34,6 +34,8 @@ _MASK = stacks.CHANNELS - 1
 MARGIN = 4
 #: What breaks are filled with: soft tissue.
 FILL_HU = 50.0
+#: What is darker, in the mean over 3 x 3 x 3 voxels, looks like no bone.
+DARK_HU = 250.0
 
 
 class Held:
@@ -86,6 +88,14 @@ def mask_predicted(x: Tensor, held: Held, index: int) -> Tensor:
     return _with_mask(x, torch.from_numpy(stacks.scale_labels(drawn.astype(np.float32))))
 
 
+def mask_without_dark(x: Tensor, held: Held, index: int) -> Tensor:
+    """What does not look like bone is left out, gaps of breaks among it: label maps of the phantom name them bone."""
+    middle = x[:, len(stacks.NEIGHBOURS) // 2][None, None]
+    near = torch.nn.functional.avg_pool3d(middle, 3, stride=1, padding=1, count_include_pad=False)[0, 0]
+    dark = near < float(stacks.scale_hu(np.array([DARK_HU], np.float32), held.dataset.window)[0])
+    return _with_mask(x, x[:, _MASK].masked_fill(dark, NO_LABEL))
+
+
 def mask_of_another(x: Tensor, held: Held, index: int) -> Tensor:
     other, _ = held.dataset[(index + 1) % len(held.dataset)]
     return _with_mask(x, other[:, _MASK])
@@ -133,6 +143,7 @@ CONTROLS = {
     "mask 3 voxels beside": Control(mask_moved, (3,)),
     "mask torn": Control(mask_torn),
     "mask predicted": Control(mask_predicted),
+    "mask without dark voxels": Control(mask_without_dark),
     "mask of another neck": Control(mask_of_another),
     "no mask": Control(no_mask),
     "breaks filled": Control(breaks_filled),
