@@ -1,9 +1,12 @@
-"""Masks as a segmentation network might give them: a little beside the bone, bent, and coarse.
+"""Masks that are a little wrong: beside the bone, bent, and coarse.
 
 Label maps drawn by hand, and far more so those of synthetic necks, end exactly where the bone ends. A network that has
 only seen such masks learns to look for places where the two edges part, which is what a break does, and calls every
 vertebra broken as soon as the mask comes from another network. So training tears the mask: the edges say little then,
 and the network has to look at the bone.
+
+Networks err in more ways than these: they leave the dark gap of a break out, which a torn mask keeps inside. See the
+control "mask predicted" of `ladder.controls` for what that costs.
 """
 
 from __future__ import annotations
