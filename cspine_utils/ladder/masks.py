@@ -65,5 +65,5 @@ def draw(net: Segmenter, stored: stacks.Stored) -> np.ndarray:
 
 
 def dice(true: np.ndarray, shown: np.ndarray) -> float:
-    """Mean Dice of C1-C7 of two masks `(f, h, w)`; levels that the true one does not have are left out."""
+    """Mean Dice of C1-C7 of two masks `(f, h, w)`; levels that neither has are left out."""
     return float(np.nanmean(metrics.dice_per_level(true, shown)))
