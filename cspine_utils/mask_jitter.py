@@ -5,8 +5,8 @@ only seen such masks learns to look for places where the two edges part, which i
 vertebra broken as soon as the mask comes from another network. So training tears the mask: the edges say little then,
 and the network has to look at the bone.
 
-Networks err in more ways than these: they leave the dark gap of a break out, which a torn mask keeps inside. See the
-control "mask predicted" of `ladder.controls` for what that costs.
+Networks err in more ways than these: they leave out much of the dark gap of a break, which a torn mask keeps inside.
+What that costs is told by the control "mask predicted" of `ladder.controls`.
 """
 
 from __future__ import annotations

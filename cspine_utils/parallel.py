@@ -224,7 +224,8 @@ def _on_dask(function: Callable, items: list, client) -> Iterator[tuple]:
     suspects = []
     futures = dict(zip(client.map(_guarded, [function] * len(items), items, pure=False), items, strict=True))
     try:
-        _tell_of_no_workers(client)  # after the work is asked for: some clusters start workers when there is any
+        if items:
+            _tell_of_no_workers(client)  # after the work is asked for: some clusters start workers when there is any
         for future in as_completed(list(futures)):
             item = futures.pop(future)
             answer = _dask_answer(future)

@@ -57,7 +57,27 @@ def test_a_stack_as_a_volume_keeps_its_slices_and_their_distances(store):
     levels = np.flatnonzero((stored.labels > 0).any(axis=(1, 2)))
     assert volume.spacing_mm[1:] == pytest.approx((2.0, 2.0)), "48 mm on 24 pixels"
     assert volume.spacing_mm[0] * (levels[-1] - levels[0]) == pytest.approx(26 * 2.0, abs=1.5), "27 slices of 2 mm"
-    assert masks.volume_of(stored).affine[2, 0] < 0 < COUNT, "the first slice is the highest"
+    assert volume.affine[2, 0] == -volume.spacing_mm[0], "the first slice is the highest"
+
+
+def test_a_stack_as_a_volume_keeps_rows_and_columns_apart(tmp_path):
+    volume = Volume(
+        np.zeros((6, 8, 10), np.int16), np.array([[0, 0, -1, 0], [0, -1.5, 0, 0], [-2, 0, 0, 0], [0, 0, 0, 1.0]])
+    )
+    mask = np.ones(volume.shape, np.uint8)
+    stacks.store_study(
+        tmp_path, "s", volume, mask, stacks.lay_out(volume, mask, 12), boxes=np.zeros((0, 5)), boxes_known=True,
+        source="s", settings={},
+    )  # fmt: skip
+    assert masks.volume_of(stacks.open_study(tmp_path, "s")).spacing_mm == pytest.approx((2 * 5 / 11, 1.5, 1.0))
+
+
+def test_what_is_drawn_lies_on_the_centre_slices(store, monkeypatch):
+    stored = stacks.open_study(store, "n3")
+    of_slice = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None], (COUNT, SIDE, SIDE))
+    monkeypatch.setattr(masks.segment, "predict_mask", lambda net, volume: of_slice)
+    drawn = masks.draw(None, stored)
+    assert np.array_equal(drawn[:, 0, 0], stacks.shown_slices(COUNT)[:, 2])
 
 
 @pytest.fixture(scope="module")

@@ -89,7 +89,7 @@ def mask_predicted(x: Tensor, held: Held, index: int) -> Tensor:
 
 
 def mask_without_dark(x: Tensor, held: Held, index: int) -> Tensor:
-    """What does not look like bone is left out, gaps of breaks among it: label maps of the phantom name them bone."""
+    """What does not look like bone is left out; the phantom's label maps name much of the gap of a break bone."""
     middle = x[:, len(stacks.NEIGHBOURS) // 2][None, None]
     near = torch.nn.functional.avg_pool3d(middle, 3, stride=1, padding=1, count_include_pad=False)[0, 0]
     dark = near < float(stacks.scale_hu(np.array([DARK_HU], np.float32), held.dataset.window)[0])
