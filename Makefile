@@ -62,7 +62,7 @@ ablations: $(READY) ## the students' ablation, three rows; finished runs are kep
 
 ladder: $(READY) ## the transformer from crops to whole necks, controls, levers (hours; what is finished is kept)
 	@$(BIN)/python -m cspine_utils.ladder --table data --weights data/weights
-	@$(BIN)/python -m cspine_utils.ladder --table data --controls necks-easy
+	@$(BIN)/python -m cspine_utils.ladder --table data --controls necks-easy few-boxes
 	@$(BIN)/python -m cspine_utils.ladder --table data --levers
 
 canaries: $(READY) ## break the code on purpose and see the tests notice (a quarter of an hour)

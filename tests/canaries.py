@@ -215,9 +215,23 @@ CANARIES = [
     Canary(
         "the true mask is shown where a predicted one is announced",
         "cspine_utils/ladder/controls.py",
-        "return _with_mask(x, torch.from_numpy(stacks.scale_labels(drawn.astype(np.float32))))",
+        "return held.drawn[by].show(x, index)",
         "return x",
         "test_ladder_controls.py",
+    ),
+    Canary(
+        "what is called drawn is judged with true masks",
+        "cspine_utils/ladder/rungs.py",
+        "for one in (choose, judge_, self.twins))",
+        "for one in (choose, judge_, self.twins))\n        self.held_out = judge_",
+        "test_ladder.py",
+    ),
+    Canary(
+        "masks of one network are taken for those of another",
+        "cspine_utils/ladder/masks.py",
+        'f"masks-{self.name}"',
+        '"masks"',
+        "test_ladder_masks.py",
     ),
     Canary(
         "a segmenter learns from the necks that it is to draw on",

@@ -12,7 +12,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from cspine_utils import checkpoints, crops, mask_jitter, metrics, necks, ranking
+from cspine_utils import checkpoints, crops, mask_jitter, metrics, necks, ranking, stacks
 from cspine_utils.anatomy import TARGETS
 from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.ladder import (
@@ -24,6 +24,7 @@ from cspine_utils.ladder import (
     controls,
     judge,
     levers,
+    masks,
     plan,
     report,
     rungs,
@@ -35,7 +36,7 @@ from cspine_utils.phantom.study import study_uid
 #: The smallest that has everything.
 SMALL = Profile(
     crop_pairs=2, crop_choose=2, crop_judge=2, crop_epochs=1, crop_batch=2, necks=2, necks_choose=1, necks_judge=3,
-    necks_twins=2, neck_epochs=1, neck_batch=2, mask_necks=2, mask_epochs=1, lever_epochs=1, lever_batch=2,
+    necks_twins=2, neck_epochs=1, neck_batch=2, mask_necks=1, mask_epochs=5, lever_epochs=1, lever_batch=2,
     study_size=48, dim=12, depth=1, precision="32-true",
 )  # fmt: skip
 
@@ -230,6 +231,15 @@ def test_a_rung_without_its_start_is_refused_before_anything_is_done(tmp_path, n
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("maps", [2, 3])
+def test_masks_of_some_necks_must_be_left_to_draw(tmp_path, maps):
+    plan.check(tmp_path, list(RUNGS), replace(SMALL, mask_necks=1), 0)
+    with pytest.raises(ParameterError, match=f"{maps} mask_necks, 2 necks.*few-maps"):
+        climb(tmp_path, replace(SMALL, mask_necks=maps))
+    plan.check(tmp_path, [name for name in RUNGS if not RUNGS[name].drawn], replace(SMALL, mask_necks=maps), 0)
+    assert not list(tmp_path.iterdir())
+
+
 def test_weights_that_do_not_fill_the_model_are_refused(tmp_path):
     model = rungs.new_model(SMALL, 0)
     weights = {name: value for name, value in model.state_dict().items() if not name.startswith("embed")}
@@ -252,12 +262,14 @@ def climbed(tmp_path_factory):
     patch.setattr(necks, "NeckForm", SmallNecks)
     for room in (rungs, levers):
         patch.setattr(room, "CLOSER", (5, 8))
+    patch.setattr(masks, "PATCH", (32, 32, 32))
+    patch.setattr(masks, "SPACING_MM", 4.0)
     patch.setitem(PROFILES, "small", SMALL)
     out = tmp_path_factory.mktemp("ladder")
     asked = ["--out", str(out), "--profile", "small", "--seeds", "1", "--table", str(out / "tables")]
     __main__.main([*asked, "--weights", str(out / "weights")])
     __main__.main([*asked, "--levers"])
-    __main__.main([*asked, "--controls", "necks-easy"])
+    __main__.main([*asked, "--controls", "necks-easy", "few-boxes"])
     yield out
     patch.undo()
 
@@ -273,16 +285,16 @@ def test_a_climb_tells_all_rungs(climbed):
     table = pd.read_csv(climbed / "tables" / "ladder.csv")
     assert list(table["rung"]) == list(RUNGS) and (table["seed"] == 1).all()
     assert list(table.columns) == [
-        "rung", "seed", "start", "difficulty", "prevalence", "boxes", "learned_from", "judged_on", "kept",
-        "alone", *judge.NUMBERS, "train_seconds", "render_seconds", "threads", "precision",
+        "rung", "seed", "start", "difficulty", "prevalence", "boxes", "masks", "learned_from", "judged_on",
+        "kept", "alone", *judge.NUMBERS, "train_seconds", "render_seconds", "threads", "precision",
     ]  # fmt: skip
     table = table.set_index("rung")
     alone = table.index.str.startswith("crops")
     assert table["pooled_auroc"].between(0, 1).all() and table.loc[alone, "above_own_twin"].between(0, 1).all()
     assert table.loc[~alone, ["loss", "constant", "difference", "skill"]].notna().all(axis=None)
     assert table.loc[alone, "loss"].isna().all(), "what a rung does not measure stays empty"
-    assert table["learned_from"].tolist() == [2, 2, 2, 2, 0, 2, 2, 2, 2]
-    assert table["judged_on"].tolist() == [2] * 5 + [3] * 4
+    assert table["learned_from"].tolist() == [2, 2, 2, 2, 0, 2, 2, 2, 2, 2]
+    assert table["judged_on"].tolist() == [2] * 5 + [3] * 5
     assert table.loc["crops-hard", "train_seconds"] == 0, "judged as it is"
     assert table.loc[alone, "kept"].isna().all() and table.loc[~alone, "kept"].isin(["trained", "start"]).all()
     curves = pd.read_csv(climbed / "tables" / "ladder_curves.csv")
@@ -307,8 +319,11 @@ def test_another_profile_in_the_same_folder_is_refused(climbed):
         climb(climbed, replace(SMALL, crop_epochs=2), rungs=["crops-easy"], seed=1)
     with pytest.raises(ParameterError, match="dim=12"):
         climb(climbed, replace(SMALL, dim=24), rungs=["crops-easy"], seed=1)
-    kept = climb(climbed, replace(SMALL, neck_epochs=2, lever_epochs=9), rungs=["crops-easy"], seed=1)
+    kept = climb(climbed, replace(SMALL, neck_epochs=2, lever_epochs=9, mask_epochs=9), rungs=["crops-easy"], seed=1)
     assert list(kept["rung"]) == ["crops-easy"], "what is of necks alone does not matter to crops"
+    climb(climbed, replace(SMALL, mask_epochs=9), rungs=["few-boxes"], seed=1)
+    with pytest.raises(ParameterError, match="mask_epochs=5.*mask_epochs=9"):
+        climb(climbed, replace(SMALL, mask_epochs=9), rungs=["few-maps"], seed=1)
 
 
 @pytest.mark.parametrize(
@@ -317,6 +332,7 @@ def test_another_profile_in_the_same_folder_is_refused(climbed):
         ({"start": ("crops-torn",)}, "start=crops-standard.*start=crops-torn"),
         ({"difficulty": "hard"}, "difficulty=standard.*difficulty=hard"),
         ({"boxes": 0.5}, "boxes=1.0.*boxes=0.5"),
+        ({"drawn": True}, "masks=true.*masks=drawn"),
     ],
 )
 def test_a_finished_rung_of_another_plan_is_refused(climbed, monkeypatch, changes, said):
@@ -562,18 +578,31 @@ def test_labels_are_shuffled_within_pairs(climbed):
 
 
 def test_controls_judge_the_weights_and_the_necks_of_the_row(climbed):
-    table = pd.read_csv(climbed / "tables" / "controls.csv").set_index("control")
-    row = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung").loc["necks-easy"]
-    assert list(table.index) == list(controls.CONTROLS) and (table["rung"] == "necks-easy").all()
+    whole = pd.read_csv(climbed / "tables" / "controls.csv").set_index("control")
+    assert list(whole["rung"]) == ["necks-easy"] * len(controls.CONTROLS) + ["few-boxes"] * len(controls.CONTROLS)
+    table, other = (whole[whole["rung"] == rung] for rung in ("necks-easy", "few-boxes"))
+    rows = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung")
+    row = rows.loc["necks-easy"]
+    assert list(table.index) == list(other.index) == list(controls.CONTROLS)
+    assert other.loc["as it is", "loss"] == pytest.approx(rows.loc["few-boxes", "loss"], abs=2e-4)
+    assert other["dice"].equals(table["dice"]), "the same necks and masks"
     same = ["seed", "judged_on", "pooled_auroc", "loss", "constant", "difference", "skill"]
     assert table.loc["as it is", same].to_list() == pytest.approx(row[same].to_list(), abs=2e-4)
     assert (table["constant"] == row["constant"]).sum() >= 6, "the same necks"
     assert table["loss"].nunique() > 4, "and each control changes what is said of them"
     dice = table["dice"]
     assert dice["as it is"] == dice["breaks filled"] == dice["labels of other necks"] == 1 and dice["no mask"] == 0
-    assert dice[["mask 1 voxel beside", "mask torn", "mask predicted"]].between(0, 0.99).all()
-    assert (climbed / "1" / "necks-easy" / "segmenter" / "best.pt").exists()
-    said = pd.read_csv(climbed / "tables" / "predictions.csv")
+    assert (
+        dice[["mask 1 voxel beside", "mask torn", "mask predicted", "mask predicted in haste"]].between(0, 0.99).all()
+    )
+    folder, *others = (plan.segmenter_folder(climbed, 1, name) for name in ("necks-easy", "few-maps", "necks-balanced"))
+    assert [folder == other for other in others] == [True, False], "those that learn from the same necks share it"
+    nets = [torch.load(path / "best.pt", weights_only=True)["model"] for path in (folder, folder / "hasty")]
+    assert len(list(folder.glob("masks-*/*.npy"))) > len(list((folder / "hasty").glob("masks-*/*.npy"))) == 3
+    assert any(not torch.equal(nets[0][name], nets[1][name]) for name in nets[0]), "one has learned for longer"
+    both = pd.read_csv(climbed / "tables" / "predictions.csv")
+    assert both["rung"].value_counts().to_dict() == {"necks-easy": 3, "few-boxes": 3}
+    said = both[both["rung"] == "necks-easy"]
     y, p = (said[[prefix + target for target in TARGETS]].to_numpy(float) for prefix in ("", "p_"))
     assert metrics.plain_bce_per_study(y, p).mean() == pytest.approx(row["loss"], abs=2e-4)
     judged = [study_uid(plan.NECKS_SEED, number) for number in sets(RUNGS["necks-easy"], SMALL)["judge"]]
@@ -611,16 +640,59 @@ def test_what_is_said_of_torn_masks_is_of_the_same_patients(climbed, monkeypatch
     assert rungs.ALL_TORN.clean == 0 and replace(rungs.ALL_TORN, clean=rungs.JITTER.clean) == rungs.JITTER
 
 
+def test_masks_are_drawn_of_all_necks_but_those_that_the_network_learned_from(climbed):
+    """In the last rung, and in no other; what is called torn is the true mask all the same."""
+    rung, folder = RUNGS["few-maps"], plan.segmenter_folder(climbed, 1, "few-maps")
+    assert [name for name in RUNGS if RUNGS[name].drawn] == ["few-maps"]
+    assert replace(rung, drawn=False) == RUNGS["few-boxes"], "nothing else differs"
+    plain, work = (rungs._Necks(climbed / "data", rung, SMALL, 0, False) for _ in range(2))
+    work.draw_masks(folder, 1)
+    net = work.taught.net
+    assert work.taught.maps == set(plain.stored[0].studies[: SMALL.mask_necks]) and work.maps == 1 < len(work.taught)
+    pairs = {
+        "taught": plain.taught, "choose": plain.stored[1], "held_out": plain.stored[2], "twins": plain.twins,
+    }  # fmt: skip
+    for name, as_stored in pairs.items():
+        shown = getattr(work, name)
+        assert len(shown) == len(as_stored) > 0 and shown.net is net
+        for index, study in enumerate(shown.stored.studies):
+            (x, y), (before, told) = shown[index], as_stored[index]
+            drawn = masks.draw(net, stacks.open_study(shown.stored.store, study))
+            expected = stacks.labels_of(before[:, 5]) if name == "taught" and index == 0 else torch.from_numpy(drawn)
+            assert torch.equal(stacks.labels_of(x[:, 5]), expected.long())
+            assert torch.equal(x[:, :5], before[:, :5]) and torch.equal(y, told)
+            assert torch.equal(x[:, 6].nan_to_num(-1), before[:, 6].nan_to_num(-1))
+    table = pd.read_csv(climbed / "tables" / "ladder.csv").set_index("rung")
+    model = rungs._started(SMALL, 1, [plan.weights_file(climbed, 1, "few-maps")])
+    losses = [metrics.plain_bce_per_study(*rungs.ask(model, one)).mean() for one in (work.held_out, plain.held_out)]
+    torn = mask_jitter.Torn(plain.held_out, rungs.ALL_TORN)
+    losses.append(metrics.plain_bce_per_study(*rungs.ask(model, torn)).mean())
+    assert table.loc["few-maps", ["loss", "loss_torn"]].tolist() == pytest.approx([losses[0], losses[2]], abs=1e-4)
+    assert len({round(loss, 6) for loss in losses}) == 3 and table.loc["few-maps", "masks"] == "drawn"
+
+
+def test_who_has_no_map_calibrates(climbed, monkeypatch, tmp_path):
+    """Masks that the network has learned by heart say little about those that it draws."""
+    seen = []
+    work = rungs._Necks(climbed / "data", RUNGS["few-maps"], SMALL, 0, False)
+    work.draw_masks(plan.segmenter_folder(climbed, 1, "few-maps"), 1)
+    monkeypatch.setattr(rungs.calibration, "calibrate", lambda model, some, *_, **__: seen.append(some))
+    monkeypatch.setattr(rungs.training, "fit", lambda *_, **__: None)
+    work.train(rungs.new_model(SMALL, 1), tmp_path, 1)
+    assert seen[0].dataset.dataset is work.taught and list(seen[0].dataset.indices) == [1]
+
+
 def test_necks_that_follow_necks_alone_learn_more_gently(climbed):
     rate = {
         name: rungs._Necks(climbed / "data", RUNGS[name], SMALL, 0, False).rate
-        for name in ("necks-balanced", "necks-easy", "necks-standard", "few-boxes")
+        for name in ("necks-balanced", "necks-easy", "necks-standard", "few-boxes", "few-maps")
     }
     assert rate == {
         "necks-balanced": SMALL.neck_rate,
         "necks-easy": SMALL.neck_rate_again,
         "necks-standard": SMALL.neck_rate,
         "few-boxes": SMALL.neck_rate,
+        "few-maps": SMALL.neck_rate,
     }
     assert SMALL.neck_rate_again < SMALL.neck_rate
 

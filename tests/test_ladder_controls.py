@@ -6,7 +6,7 @@ import torch
 
 from cspine_utils import stacks
 from cspine_utils.errors import ParameterError
-from cspine_utils.ladder import PROFILES, controls
+from cspine_utils.ladder import PROFILES, controls, masks
 from cspine_utils.ladder.controls import CONTROLS, MARGIN, Changed, Held
 
 FRAMES, SIDE = 24, 30
@@ -94,19 +94,28 @@ def test_no_mask_and_the_mask_of_another():
     assert np.array_equal(labels_in(strange)[2:], labels_in(x)[:-2]) and torch.equal(strange[:, :5], x[:, :5])
 
 
-def test_a_predicted_mask_is_the_one_drawn_on_the_same_neck(monkeypatch):
+def test_a_predicted_mask_is_the_one_drawn_on_the_same_neck(monkeypatch, tmp_path):
     data = Lower([(3,), (), (3, 5)])
     data.store, data.studies = "there", ["a", "b", "c"]
-    held = Held(data, seed=4, net="the network")
-    monkeypatch.setattr(controls.stacks, "open_study", lambda store, study: (store, study))
-    drawn = np.zeros(SHAPE, np.uint8)
+    nets = {"patient": torch.nn.Linear(2, 1), "hasty": torch.nn.Linear(2, 1)}
+    by_net = {by: masks.Drawn(data, data, net=net, folder=tmp_path) for by, net in nets.items()}
+    held = Held(data, seed=4, drawn=by_net)
+    monkeypatch.setattr(masks.stacks, "open_study", lambda store, study: (store, study))
+    drawn, asked = np.zeros(SHAPE, np.uint8), []
     drawn[2:5, 3, 4:9], drawn[7, 6, 5] = 3, 7
-    asked = []
-    monkeypatch.setattr(controls.masks, "draw", lambda net, stored: asked.append((net, *stored)) or drawn)
+
+    def draw(net, stored):
+        asked.append((net, *stored))
+        return drawn + (net is nets["hasty"])
+
+    monkeypatch.setattr(masks, "draw", draw)
     x, _ = data[2]
-    shown = controls.mask_predicted(x, held, 2)
-    assert asked == [("the network", "there", "c")] and np.array_equal(labels_in(shown), drawn)
-    assert torch.equal(shown[:, :5], x[:, :5]) and torch.equal(shown[:, 6], x[:, 6])
+    for name, by, more in (("mask predicted", "patient", 0), ("mask predicted in haste", "hasty", 1)):
+        shown = CONTROLS[name].change(x, held, 2, *CONTROLS[name].options)
+        assert asked.pop() == (nets[by], "there", "c") and not asked
+        assert np.array_equal(labels_in(shown), (drawn + more) * (drawn + more <= 7))
+        assert torch.equal(shown[:, :5], x[:, :5]) and torch.equal(shown[:, 6], x[:, 6])
+    assert controls.SEGMENTERS["patient"] == 1 < controls.SEGMENTERS["hasty"]
 
 
 def test_dark_voxels_are_left_out_of_the_mask(held):

@@ -120,6 +120,36 @@ def test_a_finished_training_is_not_done_again_and_learns_from_as_many_as_it_may
     assert seen == [2, 1]
 
 
+def test_drawn_masks_take_the_place_of_the_others_and_are_drawn_once(store, trained, monkeypatch, tmp_path):
+    net, _ = trained
+    data, asked = dataset(store, [9, 10, 11]), []
+    draw = masks.draw
+    monkeypatch.setattr(masks, "draw", lambda net, stored: asked.append(stored) or draw(net, stored))
+    shown = masks.Drawn(data, data, net=net, folder=tmp_path, maps=["n10"])
+    for _ in range(2):
+        for index, number in enumerate((9, 10, 11)):
+            (x, y), (before, told) = shown[index], data[index]
+            own = draw(net, stacks.open_study(store, f"n{number}"))
+            labels = stacks.labels_of(x[:, 5]).numpy()
+            assert torch.equal(x[:, :5], before[:, :5]) and torch.equal(y, told)
+            assert np.array_equal(labels, stacks.labels_of(before[:, 5]).numpy() if number == 10 else own)
+            assert number == 10 or 0 < masks.dice(stacks.labels_of(before[:, 5]).numpy(), labels) < 1
+    assert sorted(path.stem for path in tmp_path.rglob("*.npy")) == ["n11", "n9"]
+    assert len(asked) == 2
+
+
+def test_masks_of_another_network_are_not_taken_for_its_own(store, trained, tmp_path):
+    net, _ = trained
+    other = type(net)(**net.config).eval()
+    data = dataset(store, [9, 10])
+    shown, by_other = (masks.Drawn(data, data, net=one, folder=tmp_path) for one in (net, other))
+    assert torch.equal(shown[0][0], masks.Drawn(data, data, net=net, folder=tmp_path)[0][0])
+    assert not torch.equal(shown[0][0], by_other[0][0])
+    all_of = [shown, by_other, masks.Drawn(data, data, net=net, folder=tmp_path, maps=["n9"])]
+    assert len({one.fingerprint for one in all_of}) == 3 and len(shown) == 2
+    assert shown.fingerprint == masks.Drawn(data, data, net=net, folder="elsewhere").fingerprint
+
+
 def test_dice_by_hand():
     true, shown = np.zeros((2, 4, 4), np.uint8), np.zeros((2, 4, 4), np.uint8)
     true[0, 0] = shown[0, 0] = 1  # C1: the same

@@ -14,9 +14,10 @@ necks-balanced                  whole easy necks, every second vertebra of some 
 necks-easy                      whole easy necks, broken as often as in the RSNA-2022 data, from necks-balanced
 necks-standard                  the same of the standard set, from the mean weights of necks-easy and crops-longer
 few-boxes                       the necks of necks-easy straight from crops-torn, boxes told of 12 % of them, all broken
+few-maps                        the same with label maps of 80; a network learns from these and draws the other masks
 
 But for the first one, training tears the masks (`mask_jitter`), and every model is also judged with torn masks; under
-`--controls` a rung of necks also with masks that a network has drawn.
+`--controls` a rung of necks also with masks that a network has drawn, as the last one throughout.
 """
 
 from .plan import RUNGS, sets

@@ -1,5 +1,5 @@
 """python -m cspine_utils.ladder: climb, and write ladder.csv and ladder_curves.csv; or compare recipes, levers.csv; or
-judge a finished rung under controls, controls.csv and predictions.csv."""
+judge finished rungs under controls, controls.csv and predictions.csv."""
 
 from __future__ import annotations
 
@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--levers", action="store_true", help="train one recipe after the other on crops, not the rungs")
     what.add_argument(
-        "--controls", choices=[name for name in RUNGS if RUNGS[name].kind == "necks"], metavar="RUNG",
-        default=argparse.SUPPRESS, help="judge this rung's weights under controls, climb nothing",
+        "--controls", nargs="+", choices=[name for name in RUNGS if RUNGS[name].kind == "necks"], metavar="RUNG",
+        default=argparse.SUPPRESS, help="judge these rungs' weights under controls, climb nothing",
     )  # fmt: skip
     parser.add_argument(
         "--table", type=Path, default=argparse.SUPPRESS,
@@ -91,8 +91,8 @@ def _do(chosen: argparse.Namespace) -> int:
         for seed in chosen.seeds
     }
     if "controls" in chosen:
-        settings = {"rung": chosen.controls, "workers": workers}
-        parts = [control(chosen.out, profile, seed=seed, **settings) for seed in chosen.seeds]
+        asked = [(rung, seed) for rung in chosen.controls for seed in chosen.seeds]
+        parts = [control(chosen.out, profile, rung=rung, seed=seed, workers=workers) for rung, seed in asked]
         found, said = (pd.concat(part, ignore_index=True) for part in zip(*parts, strict=True))
         _write(said.round(6), table / "predictions.csv")
         _write(found.round(4), table / "controls.csv")

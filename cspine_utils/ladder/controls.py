@@ -8,7 +8,7 @@ mask that is a little wrong, and one that a network has drawn, should cost littl
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +22,9 @@ from cspine_utils.anatomy import CERVICAL_IDS, TARGETS
 from cspine_utils.augment import NO_LABEL
 from cspine_utils.errors import ParameterError
 from cspine_utils.mask_jitter import tear_mask
-from cspine_utils.models.segmentation import Segmenter
 
 from . import judge, masks
-from .plan import PUBLISHED, RUNGS, check_same, row_file, weights_file
+from .plan import PUBLISHED, RUNGS, check_same, row_file, segmenter_folder, weights_file
 from .profiles import Profile
 from .rungs import ALL_TORN, ask, necks_of, new_model
 
@@ -36,13 +35,16 @@ MARGIN = 4
 FILL_HU = 50.0
 #: What is darker, in the mean over 3 x 3 x 3 voxels, looks like no bone.
 DARK_HU = 250.0
+#: Networks that draw masks: each learns for `Profile.mask_epochs` divided by so many.
+SEGMENTERS = {"patient": 1, "hasty": 5}
 
 
 class Held:
-    """The held-out necks of a rung, and what the controls need beside the one at hand: the others, and a segmenter."""
+    """The held-out necks of a rung, and what the controls need beside the one at hand: the others, and the same with
+    masks that networks have drawn, by the network's name (a key of `SEGMENTERS`)."""
 
-    def __init__(self, dataset: stacks.StackDataset, seed: int, net: Segmenter | None = None):
-        self.dataset, self.seed, self.net = dataset, seed, net
+    def __init__(self, dataset: stacks.StackDataset, seed: int, drawn: dict[str, masks.Drawn] | None = None):
+        self.dataset, self.seed, self.drawn = dataset, seed, drawn or {}
         self._holes: dict[int, list[np.ndarray]] | None = None
 
     def generator(self, index: int) -> np.random.Generator:
@@ -82,10 +84,9 @@ def mask_torn(x: Tensor, held: Held, index: int) -> Tensor:
     return tear_mask(x, ALL_TORN, held.seed + index)
 
 
-def mask_predicted(x: Tensor, held: Held, index: int) -> Tensor:
+def mask_predicted(x: Tensor, held: Held, index: int, by: str) -> Tensor:
     """As a network draws it that has seen necks which teach."""
-    drawn = masks.draw(held.net, stacks.open_study(held.dataset.store, held.dataset.studies[index]))
-    return _with_mask(x, torch.from_numpy(stacks.scale_labels(drawn.astype(np.float32))))
+    return held.drawn[by].show(x, index)
 
 
 def mask_without_dark(x: Tensor, held: Held, index: int) -> Tensor:
@@ -142,7 +143,8 @@ CONTROLS = {
     "mask 1 voxel beside": Control(mask_moved, (1,)),
     "mask 3 voxels beside": Control(mask_moved, (3,)),
     "mask torn": Control(mask_torn),
-    "mask predicted": Control(mask_predicted),
+    "mask predicted": Control(mask_predicted, ("patient",)),
+    "mask predicted in haste": Control(mask_predicted, ("hasty",)),
     "mask without dark voxels": Control(mask_without_dark),
     "mask of another neck": Control(mask_of_another),
     "no mask": Control(no_mask),
@@ -202,11 +204,14 @@ def control(
     if row_file(out, seed, rung).exists():
         check_same(row_file(out, seed, rung), rung, profile)
     held_out, rates, teach, choose = necks_of(out, rung, profile, workers, progress)
-    net = None
-    if any(CONTROLS[name].change is mask_predicted for name in names):
-        net = masks.train(teach, choose, out / str(seed) / rung / "segmenter", profile, seed, progress)
+    drawn = {}
+    for by in (by for name in names if CONTROLS[name].change is mask_predicted for by in CONTROLS[name].options):
+        folder = segmenter_folder(out, seed, rung) / ("" if by == "patient" else by)
+        epochs = max(1, profile.mask_epochs // SEGMENTERS[by])
+        net = masks.train(teach, choose, folder, replace(profile, mask_epochs=epochs), seed, progress)
+        drawn[by] = masks.Drawn(held_out, held_out, net=net, folder=folder)
     model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
-    held, rows = Held(held_out, seed, net), []
+    held, rows = Held(held_out, seed, drawn), []
     y, p = ask(model, held_out)
     said = pd.DataFrame({"rung": rung, "seed": seed, "study": held_out.studies})
     for k, target in enumerate(TARGETS):

@@ -6,22 +6,25 @@ The part of the scan around C1-C7 was cut out by the true mask; what is inside i
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import Dataset
 
-from cspine_utils import metrics, segment, stacks, training
+from cspine_utils import files, metrics, segment, stacks, training
 from cspine_utils.models.segmentation import Segmenter, UNet3D
 from cspine_utils.objectives import SEGMENTATION
 from cspine_utils.volume import Volume
 
-from .profiles import Profile
-from .rungs import warmup
+from .profiles import Profile, warmup
 
 #: Grid of the network, mm, and what it sees at once, 128 mm along each axis: more than a stack shows.
 SPACING_MM, PATCH = 2.0, (64, 64, 64)
-_RATE, _BATCH = 3e-3, 2
+_RATE, _BATCH = 2e-3, 1
 
 
 def volume_of(stored: stacks.Stored) -> Volume:
@@ -62,6 +65,54 @@ def train(
 def draw(net: Segmenter, stored: stacks.Stored) -> np.ndarray:
     """The mask that the network draws on a stack, of the centre slices: uint8 `(f, h, w)`, 0-7."""
     return segment.predict_mask(net, volume_of(stored))[::2]
+
+
+class Drawn(Dataset):
+    """Necks with the masks that a network draws on them; slices and evidence stay.
+
+    Parameters
+    ----------
+    dataset : of (x, y), x `(f, 6 or more, h, w)` as networks get it; item i is study i of `stored`
+    stored : a `StackDataset`: what the network reads
+    net, folder : the network, and where its masks are kept, so that each is drawn once
+    maps : studies that keep the mask of their label map
+    """
+
+    def __init__(self, dataset: Dataset, stored: stacks.StackDataset, *, net: Segmenter, folder: Path, maps=()):
+        self.dataset, self.stored, self.net, self.maps = dataset, stored, net, set(maps)
+        weights = b"".join(value.numpy().tobytes() for value in net.state_dict().values())
+        self.name = hashlib.sha256(weights).hexdigest()[:16]
+        self.folder = Path(folder) / f"masks-{self.name}"  # another network's masks are not these
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    @property
+    def fingerprint(self) -> str:
+        """Equal means equal data."""
+        facts = [self.dataset.fingerprint, self.stored.fingerprint, self.name, sorted(self.maps)]
+        return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+    def __getitem__(self, index: int):
+        x, y = self.dataset[index]
+        return self.show(x, index), y
+
+    def show(self, x: Tensor, index: int) -> Tensor:
+        """A copy of study `index` with the mask that it has here."""
+        x = x.clone()
+        if self.stored.studies[index] not in self.maps:
+            mask = self._mask(self.stored.studies[index]).astype(np.float32)
+            x[:, stacks.CHANNELS - 1] = torch.from_numpy(stacks.scale_labels(mask))
+        return x
+
+    def _mask(self, study: str) -> np.ndarray:
+        path = self.folder / f"{study}.npy"
+        if not path.exists():
+            mask = draw(self.net, stacks.open_study(self.stored.store, study))
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with files.replacing(path, shared=True) as temporary, open(temporary, "wb") as file:
+                np.save(file, mask)
+        return np.load(path)
 
 
 def dice(true: np.ndarray, shown: np.ndarray) -> float:

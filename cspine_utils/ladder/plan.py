@@ -34,6 +34,8 @@ class Rung:
     first : number of the first neck that it learns from
     boxes : share of the studies whose boxes are told: those of the first broken ones, 1 of all
     torn : masks are torn in training, and of those that choose the epoch
+    drawn : masks are drawn by a network, of all necks but those that it learned from: the first `Profile.mask_necks` of
+        those that teach
     again : added to the seed of order and augmentation, for a rung that learns from what its start has learned from
     """
 
@@ -45,6 +47,7 @@ class Rung:
     first: int = 0
     boxes: float = 1.0
     torn: bool = True
+    drawn: bool = False
     again: int = 0
 
     @property
@@ -52,7 +55,7 @@ class Rung:
         """What a row of the table tells of it. A finished rung of other facts is not the rung that is asked for."""
         return {
             "start": " + ".join(self.start) or "scratch", "difficulty": self.difficulty,
-            "prevalence": self.prevalence, "boxes": self.boxes,
+            "prevalence": self.prevalence, "boxes": self.boxes, "masks": "drawn" if self.drawn else "true",
         }  # fmt: skip
 
 
@@ -66,7 +69,10 @@ RUNGS = {
     "necks-easy": Rung("necks", "easy", "rsna", start=("necks-balanced",), first=20_000),
     "necks-standard": Rung("necks", "standard", "rsna", start=("necks-easy", "crops-longer"), first=40_000),
     "few-boxes": Rung("necks", "easy", "rsna", start=("crops-torn",), first=20_000, boxes=BOX_SHARE),
-}
+    "few-maps": Rung(
+        "necks", "easy", "rsna", start=("crops-torn",), first=20_000, boxes=BOX_SHARE, drawn=True,
+    ),
+}  # fmt: skip
 
 
 def trained(name: str) -> str:
@@ -107,6 +113,13 @@ def check(out: Path, names: list[str], profile: Profile, seed: int) -> None:
         path = row_file(out, seed, name)
         if path.exists():
             check_same(path, name, profile)
+        if RUNGS[name].drawn and profile.mask_necks >= profile.necks:
+            raise ParameterError(
+                "profile",
+                found=f"{profile.mask_necks} mask_necks, {profile.necks} necks",
+                expected=f"more necks that teach {name} than have a label map",
+                remedy="take fewer mask_necks.",
+            )
         shared = _shared(name, profile)
         if shared:
             raise ParameterError(
@@ -121,7 +134,7 @@ def check_same(path: Path, name: str, profile: Profile) -> None:
     """Raise ParameterError if a finished rung was climbed with other settings, of those that matter to its kind, or by
     another plan."""
     rung, row = RUNGS[name], json.loads(path.read_text())
-    of_others = ("lever", "mask", "neck") if rung.kind == "crops" else ("lever", "mask", "crop")
+    of_others = ("lever", "neck" if rung.kind == "crops" else "crop") + (() if rung.drawn else ("mask",))
     matter = {key: value for key, value in asdict(profile).items() if not key.startswith(of_others)}
     _refuse_other(path, row["profile"], matter, "name another out, or the profile that climbed it.")
     _refuse_other(path, row, rung.facts, "move its folder away, and it is climbed again.")
@@ -153,6 +166,11 @@ def _shared(name: str, profile: Profile) -> set[int]:
 def row_file(out: Path, seed: int, name: str) -> Path:
     """A finished rung's row of the table."""
     return out / str(seed) / name / "row.json"
+
+
+def segmenter_folder(out: Path, seed: int, name: str) -> Path:
+    """Where the network lies that draws masks for a rung; rungs that learn from the same necks share it."""
+    return out / str(seed) / f"segmenter-{RUNGS[name].difficulty}-{RUNGS[name].prevalence}"
 
 
 def weights_file(out: Path, seed: int, name: str) -> Path:

@@ -19,7 +19,7 @@ class Profile:
     neck_epochs, neck_batch, neck_rate : likewise, a batch is studies
     neck_rate_again : of a rung that begins with the weights of rungs of necks alone: it has less to learn and more to
         lose
-    mask_necks, mask_epochs : of the segmenter that draws masks for a control; 87 real studies have label maps
+    mask_necks, mask_epochs : of the segmenter that draws masks; 87 real studies have label maps
     lever_pairs, lever_epochs, lever_batch : of each recipe of `levers`, pairs out of those of the crops
     study_size : pixels across of the scans
     dim, depth : of the transformer
@@ -42,7 +42,7 @@ class Profile:
     neck_rate: float = 5e-4
     neck_rate_again: float = 1e-4
     mask_necks: int = 80
-    mask_epochs: int = 15
+    mask_epochs: int = 30
     lever_pairs: int = 350
     lever_epochs: int = 8
     lever_batch: int = 16
@@ -61,3 +61,8 @@ PROFILES = {
     ),
     "laptop": Profile(),
 }  # fmt: skip
+
+
+def warmup(taught, batch: int) -> int:
+    """Steps of half an epoch, at most 50."""
+    return min(50, len(taught) // batch // 2)

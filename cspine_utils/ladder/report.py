@@ -17,6 +17,7 @@ WORDS = {
     "necks-easy": "whole necks, easy, broken as often as in the real data",
     "necks-standard": "whole necks, standard, broken as often as in the real data",
     "few-boxes": "whole necks, easy, as often as in the real data: straight from torn crops, few boxes",
+    "few-maps": "the same, but masks drawn by a network, in training and here",
 }
 
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,20 @@ from cspine_utils.errors import TrainingError
 from cspine_utils.mask_jitter import MaskJitter, Torn
 from cspine_utils.models.vit3d import ViT3D
 
-from . import judge
-from .plan import CROPS_SEED, NECKS_SEED, RUNGS, Rung, check, row_file, sets, trained, weights_file
-from .profiles import Profile
+from . import judge, masks
+from .plan import (
+    CROPS_SEED,
+    NECKS_SEED,
+    RUNGS,
+    Rung,
+    check,
+    row_file,
+    segmenter_folder,
+    sets,
+    trained,
+    weights_file,
+)  # fmt: skip
+from .profiles import Profile, warmup
 
 #: Frames, and rows and columns, of a token.
 FRAME_PATCH, PATCH = 5, 8
@@ -83,6 +95,8 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
     model = _started(profile, seed, starts)
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
+    if rung.drawn:
+        work.draw_masks(segmenter_folder(out, seed, name), seed)
     rendered = time.perf_counter() - begun
     alone = [work.auroc(_started(profile, seed, [start])) for start in starts] if len(starts) > 1 else []
     seconds = 0.0
@@ -202,9 +216,11 @@ class _Necks:
         self.rates = metrics.base_rates(labels[0], smoothing=metrics.SMOOTHING)
         broken = labels[0].index[labels[0]["patient_overall"] == 1]
         told = broken[: round(rung.boxes * len(labels[0]))]
-        self.taught = necks.FewBoxes(stacks.StackDataset(store, labels[0], evidence=True), told)
-        self.choose, self.held_out = (stacks.StackDataset(store, part, evidence=True) for part in labels[1:])
-        self.choose = Torn(self.choose, JITTER)
+        #: Those that teach, choose and judge as they are stored, with all boxes and the masks of their label maps.
+        self.stored = [stacks.StackDataset(store, part, evidence=True) for part in labels]
+        teach, choose, self.held_out = self.stored
+        self.taught, self.choose = necks.FewBoxes(teach, told), Torn(choose, JITTER)
+        self.maps = 0
         first = labels[2].iloc[: profile.necks_twins]  # of those that judge: their twins are rendered, too
         self.broken = first[first["patient_overall"] == 1]
         self.twins = stacks.StackDataset(
@@ -218,10 +234,19 @@ class _Necks:
         self.before: dict[str, float] = {}
         self.kept = ""
 
+    def draw_masks(self, folder: Path, seed: int) -> None:
+        """Masks are those of a network from now on, but for the necks with label maps that it learns from."""
+        teach, choose, judge_ = self.stored
+        net = masks.train(teach, choose, folder, self.profile, seed, self.progress)
+        drawn = partial(masks.Drawn, net=net, folder=folder)
+        self.maps = self.profile.mask_necks
+        self.taught = drawn(self.taught, teach, maps=teach.studies[: self.maps])
+        self.choose, self.held_out, self.twins = (drawn(one, one) for one in (choose, judge_, self.twins))
+
     def train(self, model: ViT3D, out: Path, seed: int) -> training.TrainingResult:
         # The weights come from other base rates: first on studies that they have not seen, and after training, whose
         # studies they then know too well, on those that choose the epoch.
-        some = Torn(Subset(self.taught, range(min(_CALIBRATE, len(self.taught)))), JITTER)
+        some = Torn(Subset(self.taught, range(self.maps, len(self.taught))[:_CALIBRATE]), JITTER)
         calibration.calibrate(model, some, _objective(), rates=self.rates)
         self.before = judge.briefly(*ask(model, self.held_out), "before")
         start = copy.deepcopy(model.state_dict())
@@ -255,11 +280,11 @@ class _Necks:
 
     def judge(self, model: ViT3D, rng: np.random.Generator) -> dict[str, float]:
         y, p = ask(model, self.held_out)
-        torn = judge.briefly(*ask(model, Torn(self.held_out, ALL_TORN)), "torn")
+        torn = judge.briefly(*ask(model, Torn(self.stored[-1], ALL_TORN)), "torn")
         numbers = judge.of_necks(y, p, self.rates, rng) | self.before | torn
         if self.broken.empty:
             return numbers
-        broken = [self.held_out.studies.index(study) for study in self.broken.index]
+        broken = [self.stored[-1].studies.index(study) for study in self.broken.index]
         _, intact = ask(model, self.twins)
         return numbers | judge.of_twins(y[broken], p[broken], intact)
 
@@ -268,17 +293,13 @@ def necks_of(out: Path, name: str, profile: Profile, workers: int, progress: boo
     """(necks that judge a rung, `(8,)` base rates of those that taught it, those, and those that chose the epoch); they
     are rendered if they are not there."""
     work = _Necks(out / "data", RUNGS[name], profile, workers, progress)
-    return work.held_out, work.rates, work.taught.dataset, work.choose.dataset
+    teach, choose, held_out = work.stored
+    return held_out, work.rates, teach, choose
 
 
 def ask(model: ViT3D, necks_: torch.utils.data.Dataset) -> tuple[np.ndarray, np.ndarray]:
     """Labels and predictions of whole necks, `(n, 8)` each."""
     return training.predict(model, necks_, batch_size=4, objective=_objective())
-
-
-def warmup(taught, batch: int) -> int:
-    """Steps of half an epoch, at most 50."""
-    return min(50, len(taught) // batch // 2)
 
 
 def _objective():
