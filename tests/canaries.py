@@ -383,7 +383,7 @@ CANARIES = [
     Canary(
         "a model is judged with masks that are not torn",
         "cspine_utils/ladder/rungs.py",
-        "ask(model, Torn(self.held_out, ALL_TORN))",
+        "ask(model, Torn(self.stored[-1], ALL_TORN))",
         "ask(model, self.held_out)",
         "test_ladder.py",
     ),

@@ -598,7 +598,7 @@ def test_controls_judge_the_weights_and_the_necks_of_the_row(climbed):
     folder, *others = (plan.segmenter_folder(climbed, 1, name) for name in ("necks-easy", "few-maps", "necks-balanced"))
     assert [folder == other for other in others] == [True, False], "those that learn from the same necks share it"
     nets = [torch.load(path / "best.pt", weights_only=True)["model"] for path in (folder, folder / "hasty")]
-    assert len(list(folder.glob("masks-*/*.npy"))) > len(list((folder / "hasty").glob("masks-*/*.npy"))) == 3
+    assert len(list(folder.glob("masks-*/*.npz"))) > len(list((folder / "hasty").glob("masks-*/*.npz"))) == 3
     assert any(not torch.equal(nets[0][name], nets[1][name]) for name in nets[0]), "one has learned for longer"
     both = pd.read_csv(climbed / "tables" / "predictions.csv")
     assert both["rung"].value_counts().to_dict() == {"necks-easy": 3, "few-boxes": 3}

@@ -134,7 +134,7 @@ def test_drawn_masks_take_the_place_of_the_others_and_are_drawn_once(store, trai
             assert torch.equal(x[:, :5], before[:, :5]) and torch.equal(y, told)
             assert np.array_equal(labels, stacks.labels_of(before[:, 5]).numpy() if number == 10 else own)
             assert number == 10 or 0 < masks.dice(stacks.labels_of(before[:, 5]).numpy(), labels) < 1
-    assert sorted(path.stem for path in tmp_path.rglob("*.npy")) == ["n11", "n9"]
+    assert sorted(path.stem for path in tmp_path.rglob("*.npz")) == ["n11", "n9"]
     assert len(asked) == 2
 
 

@@ -106,13 +106,14 @@ class Drawn(Dataset):
         return x
 
     def _mask(self, study: str) -> np.ndarray:
-        path = self.folder / f"{study}.npy"
+        path = self.folder / f"{study}.npz"
         if not path.exists():
             mask = draw(self.net, stacks.open_study(self.stored.store, study))
             self.folder.mkdir(parents=True, exist_ok=True)
             with files.replacing(path, shared=True) as temporary, open(temporary, "wb") as file:
-                np.save(file, mask)
-        return np.load(path)
+                np.savez_compressed(file, mask=mask)
+        with np.load(path) as file:
+            return file["mask"]
 
 
 def dice(true: np.ndarray, shown: np.ndarray) -> float:

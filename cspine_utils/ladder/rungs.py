@@ -33,7 +33,7 @@ from .plan import (
     sets,
     trained,
     weights_file,
-)  # fmt: skip
+)
 from .profiles import Profile, warmup
 
 #: Frames, and rows and columns, of a token.
