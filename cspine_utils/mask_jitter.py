@@ -5,8 +5,8 @@ only seen such masks learns to look for places where the two edges part, which i
 vertebra broken as soon as the mask comes from another network. So training tears the mask: the edges say little then,
 and the network has to look at the bone.
 
-Networks err in more ways than these: one that has learned too little leaves out marrow and the dark gap of a break,
-which a torn mask of the same Dice keeps inside. What that costs is told by the controls "mask predicted" and "mask
+Networks err in more ways than these: one that has learned too little was seen to leave out marrow and dark gaps of
+breaks, which a torn mask keeps inside. What that costs is told by the controls "mask predicted" and "mask
 predicted in haste" of `ladder.controls`.
 """
 

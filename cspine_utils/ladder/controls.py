@@ -205,7 +205,7 @@ def control(
         check_same(row_file(out, seed, rung), rung, profile)
     held_out, rates, teach, choose = necks_of(out, rung, profile, workers, progress)
     drawn = {}
-    for by in (by for name in names if CONTROLS[name].change is mask_predicted for by in CONTROLS[name].options):
+    for by in [by for by in SEGMENTERS if any(CONTROLS[name].options == (by,) for name in names)]:
         folder = segmenter_folder(out, seed, rung) / ("" if by == "patient" else by)
         epochs = max(1, profile.mask_epochs // SEGMENTERS[by])
         net = masks.train(teach, choose, folder, replace(profile, mask_epochs=epochs), seed, progress)

@@ -35,7 +35,7 @@ class Rung:
     boxes : share of the studies whose boxes are told: those of the first broken ones, 1 of all
     torn : masks are torn in training, and of those that choose the epoch
     drawn : masks are drawn by a network, of all necks but those that it learned from: the first `Profile.mask_necks` of
-        those that teach
+        those that teach. What is told of a vertebra is placed by its true mask even then
     again : added to the seed of order and augmentation, for a rung that learns from what its start has learned from
     """
 

@@ -95,9 +95,9 @@ def _climb_one(out: Path, name: str, profile: Profile, seed: int, workers: int, 
     model = _started(profile, seed, starts)
     kind = _Crops if rung.kind == "crops" else _Necks
     work = kind(out / "data", rung, profile, workers, progress)
+    rendered = time.perf_counter() - begun
     if rung.drawn:
         work.draw_masks(segmenter_folder(out, seed, name), seed)
-    rendered = time.perf_counter() - begun
     alone = [work.auroc(_started(profile, seed, [start])) for start in starts] if len(starts) > 1 else []
     seconds = 0.0
     if rung.trains:
