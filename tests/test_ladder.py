@@ -711,6 +711,10 @@ def test_a_climb_of_all_rungs_finds_every_start():
     [
         (["--begin", "nowhere"], "nowhere: found no weights"),
         (["--controls", "necks-easy"], "no weights of necks-easy.*--begin data/weights, which has necks-easy"),
+        (
+            ["--begin", str(ROOT / "data" / "weights"), "--controls", "necks-easy", "few-boxes"],
+            "no weights of few-boxes",
+        ),
         (["--rungs", "crops-torn"], "climb crops-easy first, name it before crops-torn, or --begin data/weights"),
         (["--rungs", "necks-easy"], "climb necks-balanced first, name it before necks-easy\\.$"),
         (["--table", "a_file"], "a_file"),

@@ -14,7 +14,7 @@ from cspine_utils import files
 from cspine_utils.errors import CSpineError
 
 from . import PROFILES, RUNGS, climb
-from .controls import control
+from .controls import check, control
 from .levers import pull
 from .plan import PUBLISHED
 from .report import in_order, markdown
@@ -92,6 +92,8 @@ def _do(chosen: argparse.Namespace) -> int:
     }
     if "controls" in chosen:
         asked = [(rung, seed) for rung in chosen.controls for seed in chosen.seeds]
+        for rung, seed in asked:  # before the first of them takes an hour
+            check(chosen.out, profile, rung, seed)
         parts = [control(chosen.out, profile, rung=rung, seed=seed, workers=workers) for rung, seed in asked]
         found, said = (pd.concat(part, ignore_index=True) for part in zip(*parts, strict=True))
         _write(said.round(6), table / "predictions.csv")

@@ -178,6 +178,21 @@ class Changed(Dataset):
         return changed, self.targets[index]
 
 
+def check(out: Path, profile: Profile, rung: str, seed: int) -> None:
+    """Raise ParameterError for a rung of crops, or one without weights in `out`, or of another profile."""
+    of_necks = [name for name in RUNGS if RUNGS[name].kind == "necks"]
+    if rung not in of_necks or not weights_file(out, seed, rung).exists():
+        shipped = [name for name in PUBLISHED if name in of_necks]
+        raise ParameterError(
+            "rung",
+            found=f"no weights of {rung}, seed {seed}, in {out}",
+            expected=f"those of a finished rung of whole necks: {', '.join(of_necks)}",
+            remedy=f"climb it first, or --begin data/weights, which has {', '.join(shipped)} of seed 0.",
+        )
+    if row_file(out, seed, rung).exists():
+        check_same(row_file(out, seed, rung), rung, profile)
+
+
 def control(
     out, profile: Profile, *, rung: str = "necks-easy", names=tuple(CONTROLS), seed: int = 0, workers: int = 0,
     progress: bool = True,
@@ -192,17 +207,8 @@ def control(
 
     Raises ParameterError for a rung of crops, or one without weights in `out`, or of another profile.
     """
-    out, of_necks = Path(out), [name for name in RUNGS if RUNGS[name].kind == "necks"]
-    if rung not in of_necks or not weights_file(out, seed, rung).exists():
-        shipped = [name for name in PUBLISHED if name in of_necks]
-        raise ParameterError(
-            "rung",
-            found=f"no weights of {rung}, seed {seed}, in {out}",
-            expected=f"those of a finished rung of whole necks: {', '.join(of_necks)}",
-            remedy=f"climb it first, or --begin data/weights, which has {', '.join(shipped)} of seed 0.",
-        )
-    if row_file(out, seed, rung).exists():
-        check_same(row_file(out, seed, rung), rung, profile)
+    out = Path(out)
+    check(out, profile, rung, seed)
     held_out, rates, teach, choose = necks_of(out, rung, profile, workers, progress)
     drawn = {}
     for by in [by for by in SEGMENTERS if any(CONTROLS[name].options == (by,) for name in names)]:
