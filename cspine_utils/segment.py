@@ -8,6 +8,7 @@ back the logits are, and the largest decides, so the mask's edges do not follow 
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from cspine_utils.anatomy import CERVICAL_IDS
-from cspine_utils.errors import MaskError, ModelError, TrainingError
+from cspine_utils.errors import MaskError, ModelError, ParameterError, TrainingError
 from cspine_utils.models.segmentation import Segmenter
 from cspine_utils.objectives import CLASSES
 from cspine_utils.stacks import check_on_grid, scale_hu
@@ -198,12 +199,25 @@ def _cervical_box(mask: np.ndarray) -> tuple[slice, slice, slice]:
 
 
 @torch.no_grad()
-def predict_mask(segmenter: Segmenter, volume: Volume, *, batch_size: int = 8) -> np.ndarray:
+def predict_mask(
+    segmenter: Segmenter, volume: Volume, *, background_odds: float = 1.0, batch_size: int = 8
+) -> np.ndarray:
     """The mask of a whole volume on its own grid: uint8 `(d, h, w)`, 0-7.
 
     A 2D segmenter sees every slice of its plane with its neighbours; a 3D one slides over the volume with a quarter
     of overlap (MONAI's sliding window, Gaussian weights). The model is run in eval mode and left as it was.
+
+    Parameters
+    ----------
+    background_odds : a voxel is left out only where background is so many times as probable as the likeliest vertebra.
+        1 takes the likeliest class; above 1 doubtful voxels are in the mask, for readers whom a hole costs more than a
+        voxel too many
+
+    Raises ModelError for what is no segmenter, ParameterError for odds that are not above 0.
     """
+    if not 0 < background_odds < float("inf"):
+        remedy = "take 1 for the likeliest class, more for a wider mask."
+        raise ParameterError("background_odds", found=repr(background_odds), expected="a number above 0", remedy=remedy)
     if not isinstance(segmenter, Segmenter):
         raise ModelError(
             "predict_mask(segmenter)",
@@ -218,6 +232,7 @@ def predict_mask(segmenter: Segmenter, volume: Volume, *, batch_size: int = 8) -
         logits = _slices(segmenter, hu, batch_size) if segmenter.plane else _window(segmenter, hu, batch_size)
     finally:
         segmenter.train(was_training)
+    logits[0] -= math.log(background_odds)
     return _labels_on(volume.shape, logits.cpu())
 
 

@@ -98,24 +98,33 @@ def test_a_predicted_mask_is_the_one_drawn_on_the_same_neck(monkeypatch, tmp_pat
     data = Lower([(3,), (), (3, 5)])
     data.store, data.studies = "there", ["a", "b", "c"]
     nets = {"patient": torch.nn.Linear(2, 1), "hasty": torch.nn.Linear(2, 1)}
-    by_net = {by: masks.Drawn(data, data, net=net, folder=tmp_path) for by, net in nets.items()}
-    held = Held(data, seed=4, drawn=by_net)
+    nets["generous"] = nets["patient"]
+    held = Held(
+        data,
+        seed=4,
+        drawn={
+            by: masks.Drawn(data, data, net=net, folder=tmp_path, odds=controls.DRAWERS[by][1])
+            for by, net in nets.items()
+        },
+    )
     monkeypatch.setattr(masks.stacks, "open_study", lambda store, study: (store, study))
     drawn, asked = np.zeros(SHAPE, np.uint8), []
     drawn[2:5, 3, 4:9], drawn[7, 6, 5] = 3, 7
 
-    def draw(net, stored):
-        asked.append((net, *stored))
-        return drawn + (net is nets["hasty"])
+    def draw(net, stored, odds):
+        asked.append((net, *stored, odds))
+        return drawn + (net is nets["hasty"]) + (odds > 1)
 
     monkeypatch.setattr(masks, "draw", draw)
     x, _ = data[2]
-    for name, by, more in (("mask predicted", "patient", 0), ("mask predicted in haste", "hasty", 1)):
-        shown = CONTROLS[name].change(x, held, 2, *CONTROLS[name].options)
-        assert asked.pop() == (nets[by], "there", "c") and not asked
+    for name, by, more in (("", "patient", 0), (" in haste", "hasty", 1), (" generously", "generous", 1)):
+        one = CONTROLS["mask predicted" + name]
+        shown = one.change(x, held, 2, *one.options)
+        assert asked.pop() == (nets[by], "there", "c", controls.DRAWERS[by][1]) and not asked
         assert np.array_equal(labels_in(shown), (drawn + more) * (drawn + more <= 7))
         assert torch.equal(shown[:, :5], x[:, :5]) and torch.equal(shown[:, 6], x[:, 6])
-    assert controls.SEGMENTERS["patient"] == 1 < controls.SEGMENTERS["hasty"]
+    assert controls.DRAWERS == {"patient": (1, 1), "hasty": (5, 1), "generous": (1, masks.GENEROUS)}
+    assert masks.GENEROUS > 1
 
 
 def test_dark_voxels_are_left_out_of_the_mask(held):

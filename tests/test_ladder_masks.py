@@ -1,6 +1,7 @@
 """Masks drawn by a network on stacks: the stack as a volume, a network that learns, what it draws."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -75,9 +76,9 @@ def test_a_stack_as_a_volume_keeps_rows_and_columns_apart(tmp_path):
 def test_what_is_drawn_lies_on_the_centre_slices(store, monkeypatch):
     stored = stacks.open_study(store, "n3")
     of_slice = np.broadcast_to(np.arange(COUNT, dtype=np.uint8)[:, None, None], (COUNT, SIDE, SIDE))
-    monkeypatch.setattr(masks.segment, "predict_mask", lambda net, volume: of_slice)
-    drawn = masks.draw(None, stored)
-    assert np.array_equal(drawn[:, 0, 0], stacks.shown_slices(COUNT)[:, 2])
+    monkeypatch.setattr(masks.segment, "predict_mask", lambda net, volume, background_odds: of_slice + background_odds)
+    drawn = masks.draw(None, stored, 4)
+    assert np.array_equal(drawn[:, 0, 0], stacks.shown_slices(COUNT)[:, 2] + 4)
 
 
 @pytest.fixture(scope="module")
@@ -100,10 +101,10 @@ def test_it_draws_the_masks_of_necks_that_it_has_not_seen(store, trained):
     rows = []
     for number in range(9, 13):
         stored = stacks.open_study(store, f"n{number}")
-        drawn, true = masks.draw(net, stored), stored.labels[::2]
+        drawn, true = masks.draw(net, stored, 1), stored.labels[::2]
         assert drawn.shape == (COUNT // 2, SIDE, SIDE) and drawn.dtype == np.uint8
         others = np.mean([masks.dice(true, other) for other in seen])
-        rows.append([masks.dice(true, drawn), others, masks.dice(true, masks.draw(untrained, stored))])
+        rows.append([masks.dice(true, drawn), others, masks.dice(true, masks.draw(untrained, stored, 1))])
     of_net, of_others, of_untrained = np.mean(rows, axis=0)
     assert of_net > of_others + 0.1 > of_untrained + 0.4
 
@@ -124,12 +125,12 @@ def test_drawn_masks_take_the_place_of_the_others_and_are_drawn_once(store, trai
     net, _ = trained
     data, asked = dataset(store, [9, 10, 11]), []
     draw = masks.draw
-    monkeypatch.setattr(masks, "draw", lambda net, stored: asked.append(stored) or draw(net, stored))
-    shown = masks.Drawn(data, data, net=net, folder=tmp_path, maps=["n10"])
+    monkeypatch.setattr(masks, "draw", lambda net, *of: asked.append(of) or draw(net, *of))
+    shown = masks.Drawn(data, data, net=net, folder=tmp_path, odds=1.0, maps=["n10"])
     for _ in range(2):
         for index, number in enumerate((9, 10, 11)):
             (x, y), (before, told) = shown[index], data[index]
-            own = draw(net, stacks.open_study(store, f"n{number}"))
+            own = draw(net, stacks.open_study(store, f"n{number}"), 1.0)
             labels = stacks.labels_of(x[:, 5]).numpy()
             assert torch.equal(x[:, :5], before[:, :5]) and torch.equal(y, told)
             assert np.array_equal(labels, stacks.labels_of(before[:, 5]).numpy() if number == 10 else own)
@@ -138,16 +139,20 @@ def test_drawn_masks_take_the_place_of_the_others_and_are_drawn_once(store, trai
     assert len(asked) == 2
 
 
-def test_masks_of_another_network_are_not_taken_for_its_own(store, trained, tmp_path):
+def test_masks_of_another_network_or_of_other_odds_are_not_taken_for_its_own(store, trained, tmp_path):
     net, _ = trained
     other = type(net)(**net.config).eval()
     data = dataset(store, [9, 10])
-    shown, by_other = (masks.Drawn(data, data, net=one, folder=tmp_path) for one in (net, other))
-    assert torch.equal(shown[0][0], masks.Drawn(data, data, net=net, folder=tmp_path)[0][0])
-    assert not torch.equal(shown[0][0], by_other[0][0])
-    all_of = [shown, by_other, masks.Drawn(data, data, net=net, folder=tmp_path, maps=["n9"])]
-    assert len({one.fingerprint for one in all_of}) == 3 and len(shown) == 2
-    assert shown.fingerprint == masks.Drawn(data, data, net=net, folder="elsewhere").fingerprint
+    drawn = partial(masks.Drawn, data, data, folder=tmp_path)
+    shown, by_other, generous = drawn(net=net, odds=1.0), drawn(net=other, odds=1.0), drawn(net=net, odds=20.0)
+    first, of_other, wider = (one[0][0] for one in (shown, by_other, generous))
+    assert torch.equal(first, drawn(net=net, odds=1.0)[0][0]) and not torch.equal(first, of_other)
+    labels, wide = (stacks.labels_of(x[:, 5]).numpy() for x in (first, wider))
+    assert (wide > 0).sum() > (labels > 0).sum() and (wide[labels > 0] > 0).all(), "more is drawn, and nothing is lost"
+    all_of = [shown, by_other, generous, drawn(net=net, odds=1.0, maps=["n9"])]
+    assert len({one.fingerprint for one in all_of}) == 4 and len(shown) == 2
+    elsewhere = masks.Drawn(data, data, net=net, odds=1.0, folder="elsewhere")
+    assert shown.fingerprint == elsewhere.fingerprint
 
 
 def test_dice_by_hand():

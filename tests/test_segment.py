@@ -180,6 +180,24 @@ def test_a_finer_volume_gets_a_mask_of_its_own_grid():
 
 
 @pytest.mark.parametrize("name", models.SEGMENTERS)
+def test_doubtful_voxels_are_drawn_at_the_odds_that_are_named(name):
+    """HU a third of the way from background to C1: of `Reader`, background is exp(10 / 3 * STEP) = 10 times as likely.
+    Next to C7 it is C7 that comes in, and what is surely air stays out."""
+    volume = painted(np.zeros((12, 40, 40), np.uint8))
+    volume.hu[2:6, 5:20, 5:20] = painted(np.ones((1, 1, 1), np.uint8)).hu * 0.34 + volume.hu[0, 0, 0] * 0.66
+    volume.hu[8:10, 5:20, 5:20] = painted(np.full((1, 1, 1), 7, np.uint8)).hu
+    net, doubtful = reading(name, spacing_mm=2.0), np.s_[3:5, 8:17, 8:17]
+    found = {odds: predict_mask(net, volume, background_odds=odds) for odds in (0.5, 1.0, 8.0, 12.0)}
+    assert np.array_equal(found[1.0], predict_mask(net, volume))
+    assert not any(found[odds][doubtful].any() for odds in (0.5, 1.0, 8.0)) and (found[12.0][doubtful] == 1).all()
+    for mask in found.values():
+        assert (mask[8:10, 8:17, 8:17] == 7).all() and not mask[:, 25:, 25:].any()
+    for odds in (0, -1, float("inf"), float("nan")):
+        with pytest.raises(ParameterError, match="background_odds"):
+            predict_mask(net, volume, background_odds=odds)
+
+
+@pytest.mark.parametrize("name", models.SEGMENTERS)
 def test_prediction_leaves_the_model_as_it_was(name):
     net = small(name).train()
     volume = patient_volume((9, 10, 11), (3.0, 3.0, 3.0))

@@ -35,13 +35,14 @@ MARGIN = 4
 FILL_HU = 50.0
 #: What is darker, in the mean over 3 x 3 x 3 voxels, looks like no bone.
 DARK_HU = 250.0
-#: Networks that draw masks: each learns for `Profile.mask_epochs` divided by so many.
-SEGMENTERS = {"patient": 1, "hasty": 5}
+#: Who draws masks: a network that learns for `Profile.mask_epochs` divided by so many, with these odds of the
+#: background (see `segment.predict_mask`).
+DRAWERS = {"patient": (1, 1.0), "hasty": (5, 1.0), "generous": (1, masks.GENEROUS)}
 
 
 class Held:
     """The held-out necks of a rung, and what the controls need beside the one at hand: the others, and the same with
-    masks that networks have drawn, by the network's name (a key of `SEGMENTERS`)."""
+    masks that networks have drawn, by a key of `DRAWERS`."""
 
     def __init__(self, dataset: stacks.StackDataset, seed: int, drawn: dict[str, masks.Drawn] | None = None):
         self.dataset, self.seed, self.drawn = dataset, seed, drawn or {}
@@ -144,6 +145,7 @@ CONTROLS = {
     "mask 3 voxels beside": Control(mask_moved, (3,)),
     "mask torn": Control(mask_torn),
     "mask predicted": Control(mask_predicted, ("patient",)),
+    "mask predicted generously": Control(mask_predicted, ("generous",)),
     "mask predicted in haste": Control(mask_predicted, ("hasty",)),
     "mask without dark voxels": Control(mask_without_dark),
     "mask of another neck": Control(mask_of_another),
@@ -211,11 +213,12 @@ def control(
     check(out, profile, rung, seed)
     held_out, rates, teach, choose = necks_of(out, rung, profile, workers, progress)
     drawn = {}
-    for by in [by for by in SEGMENTERS if any(CONTROLS[name].options == (by,) for name in names)]:
-        folder = segmenter_folder(out, seed, rung) / ("" if by == "patient" else by)
-        epochs = max(1, profile.mask_epochs // SEGMENTERS[by])
+    for by in [by for by in DRAWERS if any(CONTROLS[name].options == (by,) for name in names)]:
+        shorter, odds = DRAWERS[by]
+        folder = segmenter_folder(out, seed, rung) / ("" if shorter == 1 else by)
+        epochs = max(1, profile.mask_epochs // shorter)
         net = masks.train(teach, choose, folder, replace(profile, mask_epochs=epochs), seed, progress)
-        drawn[by] = masks.Drawn(held_out, held_out, net=net, folder=folder)
+        drawn[by] = masks.Drawn(held_out, held_out, net=net, folder=folder, odds=odds)
     model = checkpoints.load(new_model(profile, seed), weights_file(out, seed, rung))
     held, rows = Held(held_out, seed, drawn), []
     y, p = ask(model, held_out)
