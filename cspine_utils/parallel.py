@@ -27,7 +27,7 @@ from pathlib import Path
 
 from cspine_utils.errors import ParameterError
 
-#: Seconds without a single dask worker after which it is said.
+#: Seconds without a result after which it is said if there is no dask worker.
 PATIENCE_S = 60.0
 
 _START = (
@@ -219,46 +219,52 @@ def _serve() -> None:
 
 
 def _on_dask(function: Callable, items: list, client) -> Iterator[tuple]:
-    from distributed import as_completed  # whoever has a client has it; nobody else needs it
-
     suspects = []
     futures = dict(zip(client.map(_guarded, [function] * len(items), items, pure=False), items, strict=True))
     try:
-        if items:
-            _tell_of_no_workers(client)  # after the work is asked for: some clusters start workers when there is any
-        for future in as_completed(list(futures)):
-            item = futures.pop(future)
-            answer = _dask_answer(future)
+        for item, answer in _dask_answers(client, futures):
             if answer is None:
                 suspects.append(item)
             else:
                 yield item, answer[0]
-        for item in suspects:
-            future = client.submit(_guarded, function, item, pure=False)
-            answer = _dask_answer(future)
-            yield item, answer[0] if answer else Failure("its reading ended every dask worker that tried it")
+        for suspect in suspects:
+            futures[client.submit(_guarded, function, suspect, pure=False)] = suspect
+            for item, answer in _dask_answers(client, futures):
+                yield item, answer[0] if answer else Failure("its reading ended every dask worker that tried it")
     finally:
         client.cancel(list(futures))
 
 
-def _tell_of_no_workers(client) -> None:
-    """Warn after a while; a cluster of a computing centre may have its reasons, so the work stays asked for."""
-    try:
-        client.wait_for_workers(1, timeout=PATIENCE_S)
-    except TimeoutError:
-        warnings.warn(
-            f"the dask cluster has had no workers for {PATIENCE_S:g} s; the work waits for them. Start some, or "
-            "interrupt (Ctrl-C) and go on without a client: what is done stays done.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+def _dask_answers(client, futures: dict) -> Iterator[tuple]:
+    """(item, `_dask_answer`) of each future as it comes, which is then no longer in `futures`.
+
+    Workers can be late, and the last of them can die and not come back. A cluster of a computing centre may have its
+    reasons for either, so the work stays asked for; but its owner is told.
+    """
+    from distributed import as_completed  # whoever has a client has it; nobody else needs it
+
+    while futures:
+        try:
+            for future in as_completed(list(futures), timeout=PATIENCE_S):
+                answer = _dask_answer(future)
+                yield futures.pop(future), answer
+        except TimeoutError:
+            if not client.nthreads():
+                warnings.warn(
+                    f"the dask cluster has no workers, and no result has come for up to {PATIENCE_S:g} s; the work "
+                    "waits for them. Start some, or interrupt (Ctrl-C) and go on without a client: what is done stays "
+                    "done.",
+                    RuntimeWarning,
+                    stacklevel=2,
+                )
 
 
 def _dask_answer(future) -> tuple | None:
-    """(result,) or None if workers died; whatever else dask reports concerns every item."""
-    error = future.exception()
+    """(result,) or None if workers died; whatever else dask reports concerns every item. TimeoutError if the worker
+    that has the result is gone, and nobody has made it again so far."""
+    error = future.exception(timeout=PATIENCE_S)
     if error is None:
-        return (future.result(),)
+        return (future.result(timeout=PATIENCE_S),)
     if type(error).__name__ in {"KilledWorker", "CancelledError", "FutureCancelledError"}:
         return None
     raise ParameterError(

@@ -20,6 +20,13 @@ def kill_at_three(number):
     return number * number
 
 
+def kill_at_three_later(number):
+    """The same, but no sooner than after two seconds: dask does not start a worker anew that dies while it begins."""
+    if number == 3:
+        time.sleep(2)
+    return kill_at_three(number)
+
+
 def kill_once(job):
     """Dies of 3 unless it died before: `job` is (number, folder for its mark)."""
     number, folder = job

@@ -63,7 +63,7 @@ def test_a_killed_process_loses_nothing(workers, tmp_path):
 
 
 def test_a_killed_dask_worker_loses_nothing(client, tmp_path):
-    found = results(by_name.kill_at_three, range(9), client=client)
+    found = results(by_name.kill_at_three_later, range(9), client=client)
     assert "every dask worker that tried it" in found.pop(3).reason
     assert found == {n: n * n for n in range(9) if n != 3}
     once = [(n, str(tmp_path)) for n in range(9)]
@@ -76,10 +76,26 @@ def test_a_cluster_without_workers_is_told_and_waited_for(monkeypatch):
     monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
     with LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
         threading.Timer(1.5, cluster.scale, [1]).start()
-        with pytest.warns(RuntimeWarning, match="no workers for 0.2 s.*Ctrl-C"):
+        with pytest.warns(RuntimeWarning, match="no workers.* 0.2 s.*Ctrl-C"):
             assert results(by_name.square, range(9), client=client) == SQUARES
         with warnings.catch_warnings(action="error"):
             assert results(by_name.square, range(9), client=client) == SQUARES
+
+
+def test_workers_that_are_lost_on_the_way_are_told_and_waited_for(monkeypatch):
+    """All but the first result go with the only worker that had them; the next worker makes them again."""
+    from distributed import Client, LocalCluster
+
+    monkeypatch.setattr(parallel, "PATIENCE_S", 0.2)
+    with LocalCluster(n_workers=1, processes=False, dashboard_address=None) as cluster, Client(cluster) as client:
+        pairs = parallel.each(by_name.square, range(9), client=client)
+        found = dict([next(pairs)])
+        cluster.sync(cluster.workers[0].close)
+        assert not client.nthreads()
+        threading.Timer(1.5, cluster.scale, [2]).start()
+        with pytest.warns(RuntimeWarning, match="no workers.* 0.2 s.*Ctrl-C"):
+            found.update(pairs)
+    assert found == SQUARES
 
 
 @pytest.mark.parametrize("workers", [0, 2])
