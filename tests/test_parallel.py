@@ -63,7 +63,7 @@ def test_a_killed_process_loses_nothing(workers, tmp_path):
 
 
 def test_a_killed_dask_worker_loses_nothing(client, tmp_path):
-    found = results(by_name.kill_at_three_later, range(9), client=client)
+    found = results(by_name.kill_at_three, range(9), client=client)
     assert "every dask worker that tried it" in found.pop(3).reason
     assert found == {n: n * n for n in range(9) if n != 3}
     once = [(n, str(tmp_path)) for n in range(9)]
