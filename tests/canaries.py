@@ -234,6 +234,27 @@ CANARIES = [
         "test_ladder_masks.py",
     ),
     Canary(
+        "masks that were drawn generously are taken for others of the same network",
+        "cspine_utils/ladder/masks.py",
+        "[:16]}-{odds:g}",
+        "[:16]}",
+        "test_ladder_masks.py",
+    ),
+    Canary(
+        "a mask is drawn as ever, whatever the odds",
+        "cspine_utils/segment.py",
+        "math.log(background_odds)",
+        "math.log(1.0)",
+        "test_segment.py",
+    ),
+    Canary(
+        "a dask cluster that lost its workers is waited for in silence",
+        "cspine_utils/parallel.py",
+        "if not client.nthreads():",
+        "if client.nthreads() is None:",
+        "test_parallel.py",
+    ),
+    Canary(
         "a segmenter learns from the necks that it is to draw on",
         "cspine_utils/ladder/masks.py",
         "((teach, profile.mask_necks), (choose, 8))",
