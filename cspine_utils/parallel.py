@@ -18,16 +18,19 @@ import selectors
 import signal
 import subprocess
 import sys
+import threading
+import time
 import traceback
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from cspine_utils.errors import ParameterError
 
-#: Seconds without a result after which it is said if there is no dask worker.
+#: Seconds without a single dask worker after which it is said.
 PATIENCE_S = 60.0
 
 _START = (
@@ -219,52 +222,66 @@ def _serve() -> None:
 
 
 def _on_dask(function: Callable, items: list, client) -> Iterator[tuple]:
+    from distributed import as_completed  # whoever has a client has it; nobody else needs it
+
     suspects = []
     futures = dict(zip(client.map(_guarded, [function] * len(items), items, pure=False), items, strict=True))
     try:
-        for item, answer in _dask_answers(client, futures):
-            if answer is None:
-                suspects.append(item)
-            else:
-                yield item, answer[0]
-        for suspect in suspects:
-            futures[client.submit(_guarded, function, suspect, pure=False)] = suspect
-            for item, answer in _dask_answers(client, futures):
+        with _telling_of_no_workers(client):
+            for future in as_completed(list(futures)):
+                item = futures.pop(future)
+                answer = _dask_answer(future)
+                if answer is None:
+                    suspects.append(item)
+                else:
+                    yield item, answer[0]
+            for item in suspects:
+                future = client.submit(_guarded, function, item, pure=False)
+                answer = _dask_answer(future)
                 yield item, answer[0] if answer else Failure("its reading ended every dask worker that tried it")
     finally:
         client.cancel(list(futures))
 
 
-def _dask_answers(client, futures: dict) -> Iterator[tuple]:
-    """(item, `_dask_answer`) of each future as it comes, which is then no longer in `futures`.
+@contextmanager
+def _telling_of_no_workers(client) -> Iterator[None]:
+    """Warn each time that there are none for a while: they can be late, and the last of them can die and not come back.
 
-    Workers can be late, and the last of them can die and not come back. A cluster of a computing centre may have its
-    reasons for either, so the work stays asked for; but its owner is told.
+    A cluster of a computing centre may have its reasons for either, so the work stays asked for; but its owner is told.
     """
-    from distributed import as_completed  # whoever has a client has it; nobody else needs it
+    ended, started = threading.Event(), time.monotonic()
 
-    while futures:
-        try:
-            for future in as_completed(list(futures), timeout=PATIENCE_S):
-                answer = _dask_answer(future)
-                yield futures.pop(future), answer
-        except TimeoutError:
-            if not client.nthreads():
+    def watch() -> None:
+        looks = 0
+        while not ended.wait(PATIENCE_S / 2):
+            looks = 0 if client.nthreads() else looks + 1
+            if looks == 3:
+                minutes = (time.monotonic() - started) / 60  # another text each time: Python tells the same one once
                 warnings.warn(
-                    f"the dask cluster has no workers, and no result has come for up to {PATIENCE_S:g} s; the work "
-                    "waits for them. Start some, or interrupt (Ctrl-C) and go on without a client: what is done stays "
-                    "done.",
+                    f"the dask cluster has had no workers for {PATIENCE_S:g} s, {minutes:.1f} minutes after "
+                    "the work began; the work waits for them. Start some, or interrupt (Ctrl-C) and go on without a "
+                    "client: what is done stays done.",
                     RuntimeWarning,
                     stacklevel=2,
                 )
 
+    watcher = threading.Thread(target=watch, name="are there dask workers?", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        watcher.join()
+
 
 def _dask_answer(future) -> tuple | None:
-    """(result,) or None if workers died; whatever else dask reports concerns every item. TimeoutError if the worker
-    that has the result is gone, and nobody has made it again so far."""
-    error = future.exception(timeout=PATIENCE_S)
+    """(result,) or None if workers died; whatever else dask reports concerns every item."""
+    error = future.exception()
     if error is None:
-        return (future.result(timeout=PATIENCE_S),)
+        try:
+            return (future.result(),)
+        except Exception as lost:  # with its worker, after it was made; `_guarded` itself raises nothing
+            error = lost
     if type(error).__name__ in {"KilledWorker", "CancelledError", "FutureCancelledError"}:
         return None
     raise ParameterError(

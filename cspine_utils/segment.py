@@ -211,13 +211,15 @@ def predict_mask(
     ----------
     background_odds : a voxel is left out only where background is so many times as probable as the likeliest vertebra.
         1 takes the likeliest class; above 1 doubtful voxels are in the mask, for readers whom a hole costs more than a
-        voxel too many
+        voxel too many; below 1 they are not
 
     Raises ModelError for what is no segmenter, ParameterError for odds that are not above 0.
     """
     if not 0 < background_odds < float("inf"):
         remedy = "take 1 for the likeliest class, more for a wider mask."
-        raise ParameterError("background_odds", found=repr(background_odds), expected="a number above 0", remedy=remedy)
+        raise ParameterError(
+            "background_odds", found=repr(background_odds), expected="a finite number above 0", remedy=remedy
+        )
     if not isinstance(segmenter, Segmenter):
         raise ModelError(
             "predict_mask(segmenter)",

@@ -250,8 +250,8 @@ CANARIES = [
     Canary(
         "a dask cluster that lost its workers is waited for in silence",
         "cspine_utils/parallel.py",
-        "if not client.nthreads():",
-        "if client.nthreads() is None:",
+        "looks = 0 if client.nthreads() else looks + 1",
+        "looks = 0 if client.nthreads() is not None else looks + 1",
         "test_parallel.py",
     ),
     Canary(

@@ -659,7 +659,7 @@ def test_masks_are_drawn_of_all_necks_but_those_that_the_network_learned_from(cl
         assert len(shown) == len(as_stored) > 0 and shown.net is net
         for index, study in enumerate(shown.stored.studies):
             (x, y), (before, told) = shown[index], as_stored[index]
-            drawn = masks.draw(net, stacks.open_study(shown.stored.store, study), masks.GENEROUS)
+            drawn = masks.draw(net, stacks.open_study(shown.stored.store, study), plan.GENEROUS)
             expected = stacks.labels_of(before[:, 5]) if name == "taught" and index == 0 else torch.from_numpy(drawn)
             assert torch.equal(stacks.labels_of(x[:, 5]), expected.long())
             assert torch.equal(x[:, :5], before[:, :5]) and torch.equal(y, told)
@@ -670,7 +670,7 @@ def test_masks_are_drawn_of_all_necks_but_those_that_the_network_learned_from(cl
     torn = mask_jitter.Torn(plain.held_out, rungs.ALL_TORN)
     losses.append(metrics.plain_bce_per_study(*rungs.ask(model, torn)).mean())
     assert table.loc["few-maps", ["loss", "loss_torn"]].tolist() == pytest.approx([losses[0], losses[2]], abs=1e-4)
-    assert len({round(loss, 6) for loss in losses}) == 3 and table.loc["few-maps", "masks"] == "drawn"
+    assert len({round(loss, 6) for loss in losses}) == 3 and table.loc["few-maps", "masks"] == "drawn, odds 7"
 
 
 def test_who_has_no_map_calibrates(climbed, monkeypatch, tmp_path):

@@ -6,7 +6,7 @@ import torch
 
 from cspine_utils import stacks
 from cspine_utils.errors import ParameterError
-from cspine_utils.ladder import PROFILES, controls, masks
+from cspine_utils.ladder import PROFILES, controls, masks, plan
 from cspine_utils.ladder.controls import CONTROLS, MARGIN, Changed, Held
 
 FRAMES, SIDE = 24, 30
@@ -76,6 +76,20 @@ def test_a_moved_mask_lies_beside_and_nothing_comes_in_from_the_other_end(held, 
     assert (moved == 7).sum() == np.prod([n - by for n in SHAPE]) and set(np.unique(moved)) == {0, 7}
 
 
+def test_a_wider_and_a_narrower_mask_by_hand(held):
+    x, _ = held.dataset[0]
+    wider, narrower = (controls.mask_wider(x, held, 0, by) for by in (1, -1))
+    for label, block in BLOCKS.items():
+        a, b, c = (s.stop - s.start for s in block)
+        assert (labels_in(wider) == label).sum() == a * b * c + 2 * (a * b + b * c + a * c), "a layer on each face"
+        core = np.zeros(SHAPE, bool)
+        core[tuple(slice(s.start + 1, s.stop - 1) for s in block)] = True
+        assert np.array_equal(labels_in(narrower) == label, core) and (labels_in(wider)[block] == label).all()
+    for changed in (wider, narrower):
+        assert torch.equal(changed[:, :5], x[:, :5]) and torch.equal(changed[:, 6], x[:, 6])
+    assert CONTROLS["mask 1 voxel wider"].options == (1,) and CONTROLS["mask 1 voxel narrower"].options == (-1,)
+
+
 class Lower(Necks):
     """In the first neck, everything lies two frames lower."""
 
@@ -123,8 +137,8 @@ def test_a_predicted_mask_is_the_one_drawn_on_the_same_neck(monkeypatch, tmp_pat
         assert asked.pop() == (nets[by], "there", "c", controls.DRAWERS[by][1]) and not asked
         assert np.array_equal(labels_in(shown), (drawn + more) * (drawn + more <= 7))
         assert torch.equal(shown[:, :5], x[:, :5]) and torch.equal(shown[:, 6], x[:, 6])
-    assert controls.DRAWERS == {"patient": (1, 1), "hasty": (5, 1), "generous": (1, masks.GENEROUS)}
-    assert masks.GENEROUS > 1
+    assert controls.DRAWERS == {"patient": (1, 1), "hasty": (5, 1), "generous": (1, plan.GENEROUS)}
+    assert plan.GENEROUS > 1
 
 
 def test_dark_voxels_are_left_out_of_the_mask(held):

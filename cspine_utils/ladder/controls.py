@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -24,7 +25,7 @@ from cspine_utils.errors import ParameterError
 from cspine_utils.mask_jitter import tear_mask
 
 from . import judge, masks
-from .plan import PUBLISHED, RUNGS, check_same, row_file, segmenter_folder, weights_file
+from .plan import GENEROUS, PUBLISHED, RUNGS, check_same, row_file, segmenter_folder, weights_file
 from .profiles import Profile
 from .rungs import ALL_TORN, ask, necks_of, new_model
 
@@ -37,7 +38,7 @@ FILL_HU = 50.0
 DARK_HU = 250.0
 #: Who draws masks: a network that learns for `Profile.mask_epochs` divided by so many, with these odds of the
 #: background (see `segment.predict_mask`).
-DRAWERS = {"patient": (1, 1.0), "hasty": (5, 1.0), "generous": (1, masks.GENEROUS)}
+DRAWERS = {"patient": (1, 1.0), "hasty": (5, 1.0), "generous": (1, GENEROUS)}
 
 
 class Held:
@@ -83,6 +84,17 @@ def mask_moved(x: Tensor, held: Held, index: int, by: int) -> Tensor:
 def mask_torn(x: Tensor, held: Held, index: int) -> Tensor:
     """As in training, but every one."""
     return tear_mask(x, ALL_TORN, held.seed + index)
+
+
+def mask_wider(x: Tensor, held: Held, index: int, by: int) -> Tensor:
+    """So many voxels more on every side, each of the nearest vertebra; below 0, so many less."""
+    labels = stacks.labels_of(x[:, _MASK]).numpy()
+    if by > 0:
+        far, nearest = distance_transform_edt(labels == 0, return_indices=True)
+        labels = np.where(far <= by, labels[tuple(nearest)], 0)
+    else:
+        labels = np.where(distance_transform_edt(labels > 0) > -by, labels, 0)
+    return _with_mask(x, torch.from_numpy(stacks.scale_labels(labels.astype(np.float32))))
 
 
 def mask_predicted(x: Tensor, held: Held, index: int, by: str) -> Tensor:
@@ -143,6 +155,8 @@ CONTROLS = {
     "as it is": Control(as_it_is),
     "mask 1 voxel beside": Control(mask_moved, (1,)),
     "mask 3 voxels beside": Control(mask_moved, (3,)),
+    "mask 1 voxel wider": Control(mask_wider, (1,)),
+    "mask 1 voxel narrower": Control(mask_wider, (-1,)),
     "mask torn": Control(mask_torn),
     "mask predicted": Control(mask_predicted, ("patient",)),
     "mask predicted generously": Control(mask_predicted, ("generous",)),

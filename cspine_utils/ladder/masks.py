@@ -25,10 +25,6 @@ from .profiles import Profile, warmup
 #: Grid of the network, mm, and what it sees at once, 128 mm along each axis: more than a stack shows.
 SPACING_MM, PATCH = 2.0, (64, 64, 64)
 _RATE, _BATCH = 2e-3, 1
-#: Odds of the background below which a voxel is drawn, see `segment.predict_mask`: a hole in a mask hides the break in
-#: it, a voxel too many hides little. Of 1 and about 3, 7 and 20 the loss of necks-easy on 70 necks that teach was
-#: lowest at 7.
-GENEROUS = 7.0
 
 
 def volume_of(stored: stacks.Stored) -> Volume:

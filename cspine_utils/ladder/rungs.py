@@ -24,6 +24,7 @@ from cspine_utils.models.vit3d import ViT3D
 from . import judge, masks
 from .plan import (
     CROPS_SEED,
+    GENEROUS,
     NECKS_SEED,
     RUNGS,
     Rung,
@@ -238,7 +239,7 @@ class _Necks:
         """Masks are those of a network from now on, but for the necks with label maps that it learns from."""
         teach, choose, judge_ = self.stored
         net = masks.train(teach, choose, folder, self.profile, seed, self.progress)
-        drawn = partial(masks.Drawn, net=net, folder=folder, odds=masks.GENEROUS)
+        drawn = partial(masks.Drawn, net=net, folder=folder, odds=GENEROUS)
         self.maps = self.profile.mask_necks
         self.taught = drawn(self.taught, teach, maps=teach.studies[: self.maps])
         self.choose, self.held_out, self.twins = (drawn(one, one) for one in (choose, judge_, self.twins))
