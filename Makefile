@@ -48,7 +48,7 @@ lint: $(READY) ## ruff: errors, imports, formatting
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 unit: $(READY) ## unit tests
-	$(BIN)/python -m pytest tests $(PARALLEL) --no-loadscope-reorder --durations=25
+	$(BIN)/python -m pytest tests $(PARALLEL) --durations=25
 
 notebooks-test: $(READY) ## run every notebook again and compare it with its stored outputs
 	@$(BIN)/python -m cspine_utils.course --cohort-only

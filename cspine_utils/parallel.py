@@ -254,7 +254,10 @@ def _telling_of_no_workers(client) -> Iterator[None]:
     def watch() -> None:
         looks = 0
         while not ended.wait(PATIENCE_S / 2):
-            looks = 0 if client.nthreads() else looks + 1
+            try:
+                looks = 0 if client.nthreads() else looks + 1
+            except OSError:  # nor does the scheduler answer
+                looks += 1
             if looks == 3:
                 minutes = (time.monotonic() - started) / 60  # another text each time: Python tells the same one once
                 warnings.warn(
@@ -271,7 +274,7 @@ def _telling_of_no_workers(client) -> Iterator[None]:
         yield
     finally:
         ended.set()
-        watcher.join()
+        watcher.join(timeout=5)  # it may be waiting for a scheduler that is gone
 
 
 def _dask_answer(future) -> tuple | None:

@@ -24,21 +24,6 @@ torch.set_num_threads(1)  # models here are small: more threads gain little, and
 ROOT = Path(__file__).resolve().parents[1]
 REAL_CT = Path(os.environ.get("CSPINE_REAL_CT", ROOT.parent / "shared" / "real-ct"))
 
-#: Files of tests that take longest. They come first: handed out last, the longest of them would keep one process busy
-#: for minutes after the other has ended.
-LONGEST = (
-    "test_learning.py", "test_ladder.py", "test_phantom.py", "test_training_processes.py", "test_ladder_masks.py",
-    "test_phantom_acceptance.py", "test_phi.py", "test_training.py", "test_notebooks.py", "test_course.py",
-    "test_parallel.py", "test_segment.py", "test_models.py", "test_screening.py", "test_runs.py", "test_round_trip.py",
-    "test_stacks_kill.py", "test_peers.py", "test_phantom_neck.py", "test_worklist.py", "test_explain.py",
-)  # fmt: skip
-
-
-def pytest_collection_modifyitems(items):
-    """The longest files first, the others as they come; within a file nothing changes."""
-    order = {name: place for place, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: order.get(item.path.name, len(order)))
-
 
 def needs_real_ct(name: str):
     """Mark a test that reads real scanner files, which are not part of the repository."""

@@ -100,6 +100,28 @@ def test_workers_that_are_lost_on_the_way_are_told_and_waited_for(monkeypatch):
     assert not any(thread.name == "are there dask workers?" for thread in threading.enumerate())
 
 
+def test_a_result_that_is_lost_after_it_was_made_is_asked_for_again():
+    """dask says that there was no error, then the worker dies, and so does who makes the result anew."""
+    from distributed import KilledWorker
+
+    class Future:
+        def __init__(self, fault):
+            self.fault = fault
+
+        def exception(self):
+            return None
+
+        def result(self):
+            if self.fault:
+                raise self.fault
+            return 5
+
+    assert parallel._dask_answer(Future(None)) == (5,)
+    assert parallel._dask_answer(Future(KilledWorker("task", "worker", 1))) is None
+    with pytest.raises(ParameterError, match="workers that cannot do the work .ModuleNotFoundError"):
+        parallel._dask_answer(Future(ModuleNotFoundError("no cspine_utils")))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_an_exception_is_a_result_without_its_message(workers):
     found = results(by_name.raise_at_three, range(9), workers=workers)
