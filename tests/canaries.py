@@ -339,6 +339,20 @@ CANARIES = [
         "test_training_options.py",
     ),
     Canary(
+        "a process takes up a checkpoint that another one has not finished",
+        "cspine_utils/training/fitting.py",
+        "fabric.barrier()  # nobody still writes",
+        "pass  # nobody still writes",
+        "test_training_processes.py",
+    ),
+    Canary(
+        "processes that go on after different epochs wait for each other",
+        "cspine_utils/training/processes.py",
+        "if len(set(found)) > 1:",
+        "if len(set(found)) > len(found):",
+        "test_training_processes.py",
+    ),
+    Canary(
         "a crop and its twin are torn apart from each other",
         "cspine_utils/crops.py",
         "self.jitter(mask, view.torn)",

@@ -61,7 +61,7 @@ def shared(tmp_path_factory):
     """The trainings of `SHARED`, by two processes under torchrun."""
     out = tmp_path_factory.mktemp("shared")
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", SCRIPT]
-    done = subprocess.run([*command, "share", out], capture_output=True, text=True, env=ENVIRONMENT, timeout=300)
+    done = subprocess.run([*command, "share", out], capture_output=True, text=True, env=ENVIRONMENT, timeout=150)
     assert done.returncode == 0, done.stderr[-3000:]
     return out
 
@@ -82,6 +82,12 @@ def test_two_processes_have_the_losses_of_one(shared, tmp_path, name):
     files = sorted(p.name for p in (shared / name).iterdir())
     assert files == ["best.pt", "history.csv", "history.json", "last.pt"]
     assert saved(shared / name, "last.pt")["settings"]["processes"] == 2
+
+
+def test_processes_that_would_go_on_differently_are_told(shared):
+    """Else they wait for each other for ever."""
+    for rank in (0, 1):
+        assert "after epoch 3, from the start" in (shared / f"apart-{rank}.txt").read_text()
 
 
 def test_a_mean_of_means_would_be_noticed(shared):

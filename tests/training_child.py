@@ -6,9 +6,11 @@ torchrun ... training_child.py share OUT          the trainings of `SHARED`, eac
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,9 @@ import torch
 sys.path.insert(0, os.path.dirname(__file__))
 
 from test_training import Studies, fit, model
+
+from cspine_utils.checkpoints import Run
+from cspine_utils.errors import TrainingError
 
 # ---- killed
 
@@ -108,18 +113,35 @@ def shared_fit(out: Path, **options):
 
 
 def share(out: Path) -> None:
+    rank = os.environ["RANK"]
     for name, options in SHARED.items():
         if name == "resumed":
-            try:
+            with writing_late(rank == "0"), contextlib.suppress(KeyboardInterrupt):
                 fit(out / name, train=Studies(5, 1), validation=Studies(3, 30), net=stopping(), **options)
-            except KeyboardInterrupt:
-                pass
         net, result = shared_fit(out / name, **options)
         # What each process believes, whether it wrote files or not.
         belief = {"weights": net.state_dict(), "best": result.best_train_loss, "resumed": result.resumed_from or 0}
-        torch.save(
-            belief | {"losses": result.history["validation_loss"].tolist()}, out / f"{name}-{os.environ['RANK']}.pt"
-        )
+        torch.save(belief | {"losses": result.history["validation_loss"].tolist()}, out / f"{name}-{rank}.pt")
+    try:  # the first process finds a finished run, the second one nothing
+        shared_fit(out / ("resumed" if rank == "0" else "elsewhere"), **SHARED["resumed"])
+    except TrainingError as error:
+        (out / f"apart-{rank}.txt").write_text(str(error))
+
+
+@contextlib.contextmanager
+def writing_late(late: bool):
+    """This process has its checkpoints on disk a second later than the others go on."""
+    record = Run.record
+
+    def sleep_and_record(self, **row):
+        time.sleep(1)
+        record(self, **row)
+
+    Run.record = sleep_and_record if late else record
+    try:
+        yield
+    finally:
+        Run.record = record
 
 
 def stopping():

@@ -137,7 +137,7 @@ def fit(
     Raises
     ------
     TrainingError : empty dataset, a study that cannot be read, wrong or unusable targets, a loss or gradient that is
-        not finite, no memory left, a folder with another run
+        not finite, no memory left, a folder with another run, processes that read it differently
     ParameterError : a setting of the wrong type or out of range
     """
     if not isinstance(generator, torch.Generator):
@@ -186,8 +186,9 @@ def fit(
     fabric = processes.fabric_for(model, precision, fabric)
     fabric.to_device(model)  # before the optimizer: its state is loaded to where the weights are
     run = Run(Path(out), settings | {"processes": fabric.world_size}, model, writes=fabric.is_global_zero)
+    fabric.barrier()  # nobody still writes what an interruption in this very program left behind
     resumed_from = run.resume()
-    fabric.barrier()  # all have read what is there before the first one writes
+    processes.check_alike(fabric, resumed_from, run.out)  # and all have read it before the first one writes
     loop = Loop(model, run, objective, fabric, augment, order)
     # Forked: the caller's own random numbers go on as if fit had not been called.
     with torch.random.fork_rng(devices=loop.cuda), _bar(run, progress and fabric.is_global_zero) as bar:

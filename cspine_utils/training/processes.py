@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from cspine_utils.errors import ParameterError
+from cspine_utils.errors import ParameterError, TrainingError
 from cspine_utils.objectives import Objective
 
 
@@ -87,3 +87,17 @@ def gather(fabric, part) -> list:
     parts = [None] * fabric.world_size
     torch.distributed.all_gather_object(parts, part)
     return parts
+
+
+def check_alike(fabric, resumed_from: int | None, out) -> None:
+    """Wait for all processes; raise TrainingError if they go on after different epochs: they would wait for each other
+    for ever."""
+    found = gather(fabric, resumed_from)
+    if len(set(found)) > 1:
+        told = ", ".join("from the start" if epoch is None else f"after epoch {epoch}" for epoch in found)
+        raise TrainingError(
+            out,
+            found=f"processes that would go on differently: {told}",
+            expected="one folder, which all processes read alike",
+            remedy="give all of them one out, on a disk that shows each of them the same files.",
+        )
