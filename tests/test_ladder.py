@@ -508,7 +508,9 @@ def test_who_learns_the_same_crops_again_sees_them_in_another_order(climbed, mon
 
 def test_each_lever_is_pulled_once(climbed):
     table = levers.pull(climbed, SMALL, seed=1, progress=False)
-    assert list(table["lever"].unique()) == list(levers.LEVERS) and (table.groupby("lever").size() == 2).all()
+    assert list(table["lever"].unique()) == list(levers.LEVERS) and table.groupby("lever").size().to_dict() == {
+        name: 1 + lever.times for name, lever in levers.LEVERS.items()
+    }, "epoch 0, and those of each"
     last = table.groupby("number").tail(1)
     assert last["above_own_twin"].between(0, 1).all() and last["pooled_auroc"].notna().all()
     assert table["pooled_auroc"].notna().sum() == len(levers.LEVERS), "judged once, after the last epoch"
@@ -521,7 +523,7 @@ def test_each_lever_is_pulled_once(climbed):
 def test_each_lever_adds_to_the_one_before():
     steps = [asdict(lever) for lever in levers.LEVERS.values()]
     added = [{name for name in b if a[name] != b[name]} - {"rate"} for a, b in zip(steps, steps[1:], strict=False)]
-    assert added == [{"head"}, {"twins"}, {"token_weight"}, {"stem"}, {"closer"}, {"shuffled"}]
+    assert added == [{"head"}, {"twins"}, {"token_weight"}, {"stem"}, {"closer"}, {"times"}, {"times", "shuffled"}]
 
 
 def test_rows_of_other_rungs_and_seeds_stay_in_the_table(tmp_path):
