@@ -47,8 +47,8 @@ class Lever:
     shuffled: bool = False
 
 
-#: Each adds one thing to the one before. A piece costs a third of a crop, so the last but one gives pieces the time of
-#: whole crops. The last one is a control: with it, there is nothing to learn.
+#: Each adds one thing to the one before. A piece costs less than two fifths of a crop, so the last but one gives pieces
+#: about the time of whole crops. The last one is a control: with it, there is nothing to learn.
 LEVERS = {
     "one label a crop, mean of tokens": Lever(),
     "+ evidence pooled by vertebra": Lever(head="mask"),
